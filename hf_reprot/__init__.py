@@ -1,0 +1,1 @@
+"""Representation transfer by optimal transport, for the Hugging Face ecosystem."""
