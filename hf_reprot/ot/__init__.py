@@ -1,0 +1,7 @@
+"""Optimal transport between sets of neurons: tensors only, usable without the rest of the package."""
+
+from .cost import neuron_cost
+from .result import OTResult
+from .solve import METHODS, solve
+
+__all__ = ["METHODS", "OTResult", "neuron_cost", "solve"]

@@ -1,0 +1,68 @@
+"""Ground costs between neurons, from activations or from their moments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..choices import check_choice
+from .moments import PairMoments, attach, pair_moments
+
+COSTS = ("sqeuclidean",)
+
+
+def neuron_cost(student: Tensor, teacher: Tensor, *, standardize: bool = True, cost: str = "sqeuclidean") -> Tensor:
+    """Cost matrix between the neurons of two layers.
+
+        M_ij = (1/n) sum_k (S_ki - T_kj)^2
+
+    With `standardize`, of neurons brought to zero mean and unit variance over the samples: M_ij = 2 (1 - corr_ij).
+    A neuron that is constant over the samples is then 0 everywhere.
+
+    Args:
+        student: S (n, d_s), any float dtype; column = neuron. Half precision is computed in float32.
+        teacher: T (n, d_t), the same samples in the same order.
+        standardize: Compare neurons by correlation rather than by raw values.
+        cost: "sqeuclidean".
+
+    Returns:
+        M (d_s, d_t), differentiable in both.
+    """
+    check_choice("cost", cost, COSTS)
+    for name, neurons in (("student", student), ("teacher", teacher)):
+        if neurons.ndim != 2 or not neurons.is_floating_point():
+            raise ValueError(
+                f"{name} must be a float tensor (samples, neurons), got {neurons.dtype} {tuple(neurons.shape)}"
+            )
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError(f"student has {student.shape[0]} samples and teacher {teacher.shape[0]}")
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        moments = attach(pair_moments(student, teacher), student, teacher)
+        return cost_from_moments(moments, standardize=standardize, cost=cost)
+
+
+def cost_from_moments(moments: PairMoments, *, standardize: bool = True, cost: str = "sqeuclidean") -> Tensor:
+    """Cost matrix (d_s, d_t) from moments: see `neuron_cost`."""
+    check_choice("cost", cost, COSTS)
+    if standardize:
+        alive_s, inverse_s = _inverse_deviation(moments.mean_s, moments.var_s)
+        alive_t, inverse_t = _inverse_deviation(moments.mean_t, moments.var_t)
+        correlation = moments.cov * inverse_s[:, None] * inverse_t
+        matrix = (alive_s[:, None] + alive_t) - 2 * correlation
+    else:
+        matrix = moments.var_s[:, None] + moments.var_t - 2 * moments.cov
+        matrix = matrix + (moments.mean_s[:, None] - moments.mean_t).square()
+    return matrix.clamp_min(0)
+
+
+def varies(mean: Tensor, variance: Tensor) -> Tensor:
+    """(d,) Whether a neuron's values differ over the samples by more than rounding."""
+    info = torch.finfo(variance.dtype)
+    return variance.detach() > (4 * info.eps * mean.detach()).square().clamp_min(info.tiny)
+
+
+def _inverse_deviation(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """(d,) 1 for neurons that vary, and 1 / standard deviation; 0 and 0 for constant ones, with a gradient of 0."""
+    alive = varies(mean, variance)
+    inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)
+    return alive.to(variance.dtype), inverse

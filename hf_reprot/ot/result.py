@@ -1,0 +1,44 @@
+"""What a solver returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class OTResult:
+    """The solution of one transport problem, or of a batch of them (leading dimensions `...`).
+
+    Attributes:
+        value: (...) What the method minimises, differentiable in the cost matrix: with `sinkhorn`
+            <P, M> + eps KL(P | a b'), as its dual value f.a + g.b; with every other method <P, M>.
+        cost: (...) <P, M>, detached: what to compare methods and controls by.
+        plan: (..., m, n) The coupling P, detached; its rows sum to a.
+        potentials: Dual potentials f (..., m) and g (..., n) in units of the cost; None for the controls.
+        marginal_error: (...) L1 distance between the plan's column sums and b.
+        iterations: (...) Sweeps (or proximal steps) made.
+        converged: (...) Whether the tolerance was reached; False too where the cost held a NaN.
+        epsilon: (...) Entropic or proximal strength in units of the cost; None where the method has none.
+    """
+
+    value: Tensor
+    cost: Tensor
+    plan: Tensor
+    potentials: tuple[Tensor, Tensor] | None
+    marginal_error: Tensor
+    iterations: Tensor
+    converged: Tensor
+    epsilon: Tensor | None = None
+
+    def __getitem__(self, index: Any) -> OTResult:
+        """The solution of some of a batch's problems; `index` goes to the leading dimensions."""
+        return OTResult(**{f.name: _index(getattr(self, f.name), index) for f in fields(self)})
+
+
+def _index(part: Tensor | tuple[Tensor, ...] | None, index: Any) -> Any:
+    if part is None:
+        return None
+    return tuple(p[index] for p in part) if isinstance(part, tuple) else part[index]

@@ -1,0 +1,205 @@
+"""`solve`: the one door to every way of matching neurons."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..choices import check_choice
+from .controls import CONTROLS, control_plan
+from .envelope import with_plan_as_gradient
+from .exact import exact
+from .kernel import inner
+from .proximal import proximal
+from .result import OTResult
+from .sinkhorn_device import sinkhorn_device
+from .sinkhorn_host import sinkhorn_host
+from .solution import Limits, Solution
+
+METHODS = ("sinkhorn", "proximal", "exact", *CONTROLS)
+DEFAULT_RELATIVE_EPSILON = {"sinkhorn": 0.01, "proximal": 0.2}
+
+
+def solve(
+    M: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    method: str = "sinkhorn",
+    relative_epsilon: float | None = None,
+    epsilon: float | Tensor | None = None,
+    tolerance: float = 1e-3,
+    max_iterations: int = 1000,
+    init: tuple[Tensor | None, Tensor] | Tensor | None = None,
+) -> OTResult:
+    """Optimal transport between two sets of neurons, given the cost of each match.
+
+        sinkhorn            min_P <P, M> + eps KL(P | a b')       P >= 0,  P 1 = a,  P' 1 = b
+        proximal, exact     min_P <P, M>
+
+    The gradient of `result.value` in M is the optimal plan (envelope theorem; `epsilon` held fixed): no iteration is
+    differentiated through. `sinkhorn` reports the dual value f.a + g.b, whose error before convergence is of second
+    order. The plan's rows sum to `a` exactly, so that every student neuron carries its whole weight.
+
+    Args:
+        M: (..., m, n) Costs, any float dtype; half precision is computed in float32. +inf forbids a match. Leading
+            dimensions are problems solved side by side.
+        a: (..., m) Weights of the rows, nonnegative, summing to 1; None: uniform. Broadcasts over leading dimensions.
+        b: (..., n) Weights of the columns.
+        method: "sinkhorn" (entropic), "proximal" (IPOT, no entropic bias), "exact" (POT's network simplex on the CPU),
+            or a control: "identity" (m = n), "random" (a fixed permutation), "independent" (a b').
+        relative_epsilon: Entropic (proximal) strength in units of the problem's mean cost a'|M|b, so that it means the
+            same for every layer; the unit is detached. Default 0.01 (0.2).
+        epsilon: The same in units of the cost, as POT's `reg`; a number or a tensor (...). Overrides
+            `relative_epsilon`.
+        tolerance: L1 error of the column sums at which a problem is done; for `proximal` also the relative error of its
+            cost. The gradient's relative error is 1.5 to 10 times it.
+        max_iterations: Sweeps (proximal steps) at most.
+        init: Potentials (f, g) of a similar problem, as in `result.potentials`, or g (..., n) alone: a warm start.
+
+    Returns:
+        `OTResult`, with the leading dimensions of M.
+
+    Raises:
+        TypeError: M is not of a floating point dtype.
+        ValueError: shapes, names or settings that do not fit. Values of tensors are never looked at, which would stall
+            the device: what is wrong with them shows in `result.converged`.
+
+    Example:
+        >>> import torch
+        >>> from hf_reprot.ot import solve
+        >>> M = torch.rand(3, 5, requires_grad=True)
+        >>> result = solve(M)
+        >>> result.value.backward()
+        >>> bool((M.grad == result.plan).all())
+        True
+
+    References: Cuturi, "Sinkhorn Distances", NeurIPS 2013. Xie et al., "A Fast Proximal Point Method for Computing
+    Exact Wasserstein Distance", UAI 2019. Peyré, Cuturi, "Computational Optimal Transport", 2019, chapters 4 and 9.
+    """
+    _check_settings(method, relative_epsilon, epsilon, tolerance, max_iterations)
+    _check_matrix(M)
+    batch, (m, n) = M.shape[:-2], M.shape[-2:]
+    matrix = M.detach().to(torch.promote_types(M.dtype, torch.float32)).reshape(-1, m, n).contiguous()
+    a = _weights("a", a, batch, m, matrix)
+    b = _weights("b", b, batch, n, matrix)
+    limits = Limits(tolerance, max_iterations)
+
+    with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
+        strength = None
+        if method in CONTROLS:
+            solution = _of_control(method, a, b, limits)
+        elif method == "exact":
+            solution = exact(matrix, a, b, limits)
+        else:
+            strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
+            start = _start(init, batch, n, matrix)
+            if method == "proximal":
+                solution = proximal(matrix, a, b, strength, limits, start)
+            elif matrix.device.type == "cpu":
+                solution = sinkhorn_host(matrix, a, b, strength, limits, start)
+            else:
+                solution = sinkhorn_device(matrix, a, b, strength, limits, start)
+        cost = inner(solution.plan, matrix)
+        value = _dual_value(solution, a, b) if method == "sinkhorn" else cost
+
+    def restored(x: Tensor) -> Tensor:
+        return x.reshape((*batch, *x.shape[1:]))
+
+    plan = restored(solution.plan)
+    value = restored(value)
+    if M.requires_grad and torch.is_grad_enabled():
+        value = with_plan_as_gradient(value, M, plan)
+    return OTResult(
+        value=value,
+        cost=restored(cost),
+        plan=plan,
+        potentials=None if method in CONTROLS else (restored(solution.f), restored(solution.g)),
+        marginal_error=restored(solution.error),
+        iterations=restored(solution.iterations),
+        converged=restored(solution.converged),
+        epsilon=None if strength is None else restored(strength),
+    )
+
+
+def _dual_value(solution: Solution, a: Tensor, b: Tensor) -> Tensor:
+    """f.a + g.b in float64, without what potentials of weight 0 are worth (they may be infinite)."""
+    f, g = torch.where(a > 0, solution.f, 0.0).double(), torch.where(b > 0, solution.g, 0.0).double()
+    return ((f * a).sum(-1) + (g * b).sum(-1)).to(solution.plan.dtype)
+
+
+def _of_control(method: str, a: Tensor, b: Tensor, limits: Limits) -> Solution:
+    plan = control_plan(method, a, b)
+    error = (plan.sum(-2) - b).abs().sum(-1)
+    iterations = torch.zeros(error.shape, dtype=torch.long, device=error.device)
+    return Solution(plan, torch.zeros_like(a), torch.zeros_like(b), error, iterations, error <= limits.tolerance)
+
+
+def _strength(matrix, a, b, batch, method, relative_epsilon, epsilon) -> Tensor:
+    """Epsilon (B,) in units of the cost, never so small that its inverse is not finite."""
+    if epsilon is not None:
+        if isinstance(epsilon, Tensor):
+            strength = epsilon.detach().to(matrix).expand(batch).reshape(-1)
+        else:
+            strength = torch.full((matrix.shape[0],), float(epsilon), dtype=matrix.dtype, device=matrix.device)
+    else:
+        relative = DEFAULT_RELATIVE_EPSILON[method] if relative_epsilon is None else relative_epsilon
+        strength = relative * _mean_cost(matrix, a, b)
+    return strength.clamp_min(torch.finfo(matrix.dtype).tiny)
+
+
+def _mean_cost(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a'|M|b (B,) over the matches that are not forbidden."""
+    size = matrix.abs() if matrix.device.type != "cpu" or bool(matrix.amin() < 0) else matrix
+    mean = torch.bmm(torch.bmm(a[:, None, :], size), b[..., None]).view(-1)
+    if matrix.device.type == "cpu" and bool(torch.isfinite(mean).all()):
+        return mean
+    allowed = size != torch.inf
+    mass = torch.where(allowed, a[..., :, None] * b[..., None, :], 0.0)
+    total = (mass * torch.where(allowed, size, 0.0)).sum((-2, -1))
+    return total / mass.sum((-2, -1)).clamp_min(torch.finfo(matrix.dtype).tiny)
+
+
+def _weights(name: str, weights: Tensor | None, batch: torch.Size, size: int, matrix: Tensor) -> Tensor:
+    if weights is None:
+        return torch.full((matrix.shape[0], size), 1.0 / size, dtype=matrix.dtype, device=matrix.device)
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        raise TypeError(
+            f"{name} must be a float tensor or None, got {getattr(weights, 'dtype', type(weights).__name__)}"
+        )
+    if weights.ndim == 0 or weights.shape[-1] != size:
+        raise ValueError(f"{name} must have shape (..., {size}) to go with M, got {tuple(weights.shape)}")
+    try:
+        expanded = weights.detach().expand(*batch, size)
+    except RuntimeError as error:
+        raise ValueError(f"{name} of shape {tuple(weights.shape)} does not broadcast to {(*batch, size)}") from error
+    return expanded.to(matrix).reshape(-1, size).contiguous()
+
+
+def _start(init, batch: torch.Size, n: int, matrix: Tensor) -> Tensor | None:
+    g = init[1] if isinstance(init, tuple) else init
+    if g is None:
+        return None
+    if tuple(g.shape) != (*batch, n):
+        raise ValueError(f"init must hold potentials g of shape {(*batch, n)}, got {tuple(g.shape)}")
+    return g.detach().to(matrix).reshape(-1, n)
+
+
+def _check_matrix(M: Tensor) -> None:
+    if not isinstance(M, Tensor) or not M.is_floating_point():
+        raise TypeError(f"M must be a tensor of a floating point dtype, got {getattr(M, 'dtype', type(M).__name__)}")
+    if M.ndim < 2 or M.shape[-1] == 0 or M.shape[-2] == 0:
+        raise ValueError(f"M must have shape (..., m, n) with m and n at least 1, got {tuple(M.shape)}")
+
+
+def _check_settings(method, relative_epsilon, epsilon, tolerance, max_iterations) -> None:
+    check_choice("method", method, METHODS)
+    for name, number in (("relative_epsilon", relative_epsilon), ("epsilon", epsilon), ("tolerance", tolerance)):
+        if number is None or isinstance(number, Tensor):
+            continue
+        if not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"{name} must be a finite number above 0, got {number}")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")

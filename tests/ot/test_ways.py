@@ -1,0 +1,81 @@
+"""Every way of running Sinkhorn ends at the same plan: host, accelerator's loop, log domain."""
+
+import pytest
+import torch
+
+from hf_reprot.ot.budget import SweepBudget
+from hf_reprot.ot.log_domain import sinkhorn_log
+from hf_reprot.ot.sinkhorn_device import sinkhorn_device
+from hf_reprot.ot.sinkhorn_host import sinkhorn_host
+from hf_reprot.ot.solution import Limits
+from tests.ot.problems import cost_matrix, weights
+
+
+def _problem(batch=3, m=20, n=33, dtype=torch.float64):
+    M = cost_matrix(m, n, batch=batch).to(dtype)
+    return M, weights(m).to(dtype).expand(batch, m).contiguous(), weights(n, 4).to(dtype).expand(batch, n).contiguous()
+
+
+@pytest.mark.parametrize("way", [sinkhorn_device, sinkhorn_log])
+@pytest.mark.parametrize("start", [False, True])
+def test_agrees_with_the_host(way, start):
+    M, a, b = _problem()
+    epsilon = torch.tensor([0.2, 0.05, 0.02], dtype=torch.float64)
+    limits = Limits(1e-10, 20_000)
+    g = torch.randn(b.shape, dtype=torch.float64) * 0.1 if start else None
+    expected, found = sinkhorn_host(M, a, b, epsilon, limits, g), way(M, a, b, epsilon, limits, g)
+    assert torch.allclose(found.plan, expected.plan, atol=1e-9)
+    assert found.converged.all()
+    assert expected.converged.all()
+    value = (found.f * a).sum(-1) + (found.g * b).sum(-1)
+    assert torch.allclose(value, (expected.f * a).sum(-1) + (expected.g * b).sum(-1), rtol=1e-9)
+    assert torch.allclose(found.plan.sum(-1), a)
+
+
+def test_the_accelerators_loop_in_float32_reaches_what_was_asked():
+    M, a, b = _problem(dtype=torch.float32)
+    solution = sinkhorn_device(M, a, b, torch.full((3,), 0.02), Limits(1e-3, 1000))
+    assert solution.converged.all()
+    assert ((solution.plan.sum(-2) - b).abs().sum(-1) <= 1.1e-3).all()
+
+
+def test_sweeps_beyond_what_a_pair_needs_do_not_change_it():
+    M, a, b = _problem(dtype=torch.float32)
+    epsilon = torch.tensor([0.5, 0.05, 0.01])
+    first = sinkhorn_device(M, a, b, epsilon, Limits(1e-3, 999))
+    for _ in range(4):  # later calls launch more sweeps than were needed, without asking
+        again = sinkhorn_device(M, a, b, epsilon, Limits(1e-3, 999))
+        assert torch.equal(first.iterations, again.iterations)
+        assert torch.allclose(first.plan, again.plan, rtol=1e-5, atol=1e-9)
+    assert first.iterations[0] < first.iterations[2]
+
+
+def test_a_budget_grows_where_it_was_too_small_and_shrinks_slowly():
+    budget = SweepBudget(first=8)
+
+    def call(needed, most=1000):
+        work = budget.plan("key", 8, most)
+        allowed = work.sweeps if work.sweeps is not None else needed
+        done = torch.tensor([allowed >= needed])
+        work.learn(torch.tensor([min(needed, allowed)]), done)
+        return work.sweeps
+
+    assert call(16) is None  # the first call asks
+    assert [call(16) for _ in range(4)] == [28, 28, 28, 28]
+    grown = [call(200) for _ in range(12)]
+    assert grown[-1] >= 200
+    assert call(200, most=100) == 100
+    shrinking = [call(16) for _ in range(8)]
+    assert shrinking == sorted(shrinking, reverse=True)
+    assert shrinking[-1] < grown[-1]
+
+
+def test_where_the_kernel_overflows_the_log_domain_takes_over(monkeypatch):
+    M, a, b = _problem(dtype=torch.float32)
+    epsilon = torch.full((3,), 0.05)
+    expected = sinkhorn_host(M, a, b, epsilon, Limits(1e-5, 5000))
+    # without absorption, from a start whose scalings overflow in float32
+    monkeypatch.setattr("hf_reprot.ot.sinkhorn_host._extreme", lambda scaling: False)
+    monkeypatch.setattr("hf_reprot.ot.sinkhorn_host.cold_potentials", lambda M, g: (M.amin(-1) + 100, M.amin(-2) * 0))
+    found = sinkhorn_host(M, a, b, epsilon, Limits(1e-5, 5000))
+    assert torch.allclose(found.plan, expected.plan, atol=1e-5)
