@@ -1,0 +1,9 @@
+"""Losses for any PyTorch loop: each takes student and teacher tensors and returns a `LossOutput`."""
+
+from .distillation import LogitDistillation
+from .l2sp import L2SP
+from .output import LossOutput
+from .running import RunningMoments
+from .transport import RepresentationTransport
+
+__all__ = ["L2SP", "LogitDistillation", "LossOutput", "RepresentationTransport", "RunningMoments"]

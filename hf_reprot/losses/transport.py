@@ -1,0 +1,333 @@
+"""The transport between a student's neurons and a teacher's: the regulariser of hf.co/papers/2007.06737."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..choices import check_choice
+from ..ot.cost import COSTS, cost_from_moments, varies
+from ..ot.moments import PairMoments, attach, pair_moments
+from ..ot.result import OTResult
+from ..ot.solve import METHODS, solve
+from .collective import merge_over_processes, world_size
+from .gate import GradientGate
+from .output import LossOutput
+from .running import RunningMoments
+
+DEAD_NEURONS = ("keep", "ignore")
+
+
+class RepresentationTransport(nn.Module):
+    """Cost of the best matching between the neurons of a student layer and those of a teacher layer.
+
+    A neuron is the function that its activations draw over the data. With S (n, d_s) and T (n, d_t) the activations of
+    two layers on the same n samples, the ground cost between student neuron i and teacher neuron j is
+    M_ij = (1/n) sum_k (S_ki - T_kj)^2, and the loss is the value of the optimal transport between the two sets:
+
+        sinkhorn            W = min_P <P, M> + eps KL(P | a b')        P >= 0,  P 1 = a,  P' 1 = b
+        proximal, exact     W = min_P <P, M>
+
+    Its gradient in M is the optimal P (envelope theorem): nothing is unrolled. With `standardize`, each neuron is
+    brought to zero mean and unit variance first, so that M_ij = 2 (1 - corr_ij), whatever the neurons' scales.
+    Neurons may come in any order, and the two layers may have different widths.
+
+    Args:
+        cost: Ground cost between two neurons: "sqeuclidean".
+        standardize: Compare neurons by correlation (True) or by their raw values (False).
+        method: "sinkhorn", "proximal" (no entropic bias), "exact" (CPU), or a control: "identity" (neuron i with
+            neuron i), "random" (a fixed permutation), "independent" (everyone with everyone).
+        relative_epsilon: Entropic or proximal strength in units of the pair's mean cost; None: 0.01 for sinkhorn, 0.2
+            for proximal.
+        epsilon: The same in units of the cost; overrides `relative_epsilon`.
+        debiased: Sinkhorn divergence W(S,T) - W(S,S)/2 - W(T,T)/2, one epsilon in all three: 0 at S = T, and without
+            the pull of every student neuron toward the teachers' mean. Only with "sinkhorn".
+        tolerance: L1 error of the marginals at which the solver stops.
+        max_iterations: Sweeps at most.
+        dead_neurons: "keep", or "ignore": a neuron that is constant over the samples gets weight 0.
+        global_batch: In a distributed run, match the neurons on the samples of all processes: each sees the value and
+            the gradient that one process would on the whole batch. False: each process matches on its own samples.
+
+    Inputs:
+        | tensor | shape | gradient |
+        |---|---|---|
+        | student | (n, d_s), any float dtype | yes |
+        | teacher | (n, d_t), any float dtype | where it requires one |
+        | plan (optional) | (d_s, d_t), nonnegative | no |
+
+    Requirements: row k of both inputs comes from the same sample. At least two samples in the global batch where
+    `standardize` is on; with one, the value is 0 and `logs["skipped"]` says so. Under about eight times as many samples
+    as neurons a plan from the batch alone follows noise: hand in a `plan`, or let the trainer carry moments
+    (`plan_momentum`).
+
+    Returns: `LossOutput` with `loss`, the detached `plan`, and `logs`: cost (<P, M>), marginal_error, iterations,
+    plan_entropy (mean entropy of a student neuron's row, in nats: 0 is a one-to-one matching), off_identity (equal
+    widths: share of the mass off the diagonal), dropped (1 where the pair had non-finite values; its term is then 0),
+    skipped.
+
+    Relations: FitNet asks for neuron i to copy neuron i through a learned projector; this needs neither order nor
+    projector. Centred kernel alignment (CKA) compares whole spaces and does not say which neuron goes with which.
+
+    Example:
+        >>> import torch
+        >>> from hf_reprot.losses import RepresentationTransport
+        >>> loss = RepresentationTransport()
+        >>> teacher = torch.randn(256, 48)
+        >>> student = torch.randn(256, 32, requires_grad=True)
+        >>> out = loss(student, teacher)
+        >>> out.loss.backward()
+        >>> out.plan.shape
+        torch.Size([32, 48])
+
+    References: Li, Grandvalet, Flamary, Courty, Dou: "Representation Transfer by Optimal Transport", 2020. Sinkhorn
+    divergence: Feydy et al., AISTATS 2019. Envelope theorem for entropic transport: Cuturi, Doucet, ICML 2014.
+    """
+
+    citation = """@article{li2020representation,
+  title={Representation Transfer by Optimal Transport},
+  author={Li, Xuhong and Grandvalet, Yves and Flamary, R{\\'e}mi and Courty, Nicolas and Dou, Dejing},
+  journal={arXiv:2007.06737},
+  year={2020}
+}"""
+
+    def __init__(
+        self,
+        cost: str = "sqeuclidean",
+        standardize: bool = True,
+        method: str = "sinkhorn",
+        relative_epsilon: float | None = None,
+        epsilon: float | None = None,
+        debiased: bool = False,
+        tolerance: float = 1e-3,
+        max_iterations: int = 1000,
+        dead_neurons: str = "keep",
+        global_batch: bool = True,
+    ):
+        super().__init__()
+        check_choice("cost", cost, COSTS)
+        check_choice("method", method, METHODS)
+        check_choice("dead_neurons", dead_neurons, DEAD_NEURONS)
+        if debiased and method != "sinkhorn":
+            raise ValueError(f"debiased=True is the Sinkhorn divergence and needs method='sinkhorn', got {method!r}")
+        for name, number in (("relative_epsilon", relative_epsilon), ("epsilon", epsilon), ("tolerance", tolerance)):
+            if number is not None and not (number > 0 and math.isfinite(number)):
+                raise ValueError(f"{name} must be a finite number above 0, got {number}")
+        if max_iterations < 1:
+            raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+        self.cost = cost
+        self.standardize = standardize
+        self.method = method
+        self.relative_epsilon = relative_epsilon
+        self.epsilon = epsilon
+        self.debiased = debiased
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.dead_neurons = dead_neurons
+        self.global_batch = global_batch
+
+    def forward(self, student: Tensor, teacher: Tensor, *, plan: Tensor | None = None) -> LossOutput:
+        """One layer pair: see the class."""
+        return self.forward_pairs([(student, teacher)], plans=[plan])[0]
+
+    def forward_pairs(
+        self,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        *,
+        plans: Sequence[Tensor | None] | None = None,
+        running: Sequence[RunningMoments] | None = None,
+    ) -> list[LossOutput]:
+        """Several layer pairs at once: one exchange between processes, one solver call for each shape.
+
+        Args:
+            pairs: (student, teacher) neurons of each layer pair, as in `forward`.
+            plans: For each pair a plan from outside, or None.
+            running: For each pair the moments to carry: the plan is solved on them, the gradient taken on the batch.
+
+        Returns:
+            One `LossOutput` a pair.
+        """
+        plans = list(plans) if plans is not None else [None] * len(pairs)
+        if running is not None and any(plan is not None for plan in plans):
+            raise ValueError("give either plans or running moments: both say where the plan comes from")
+        for (student, teacher), plan in zip(pairs, plans, strict=True):
+            _check_pair(student, teacher, plan)
+
+        device_type = pairs[0][0].device.type if pairs else "cpu"
+        with torch.autocast(device_type=device_type, enabled=False):
+            terms = [_Term(pair) for pair in pairs]
+            self._share_moments(terms)
+            if self.debiased:
+                self._share_moments([term.student_self for term in terms])
+                self._share_moments([term.teacher_self for term in terms])
+            for i, term in enumerate(terms):
+                term.matrix = self._cost(term.moments)
+                term.plan = plans[i]
+                if running is not None:
+                    carried = running[i].update(term.moments, keep=term.gate.open)
+                    term.solve_on = self._cost(carried)
+                    term.weights = self._weights(carried)
+                else:
+                    term.solve_on = term.matrix
+                    term.weights = self._weights(term.moments)
+            self._solve(terms, detached=running is not None)
+            return [self._output(term) for term in terms]
+
+    def _share_moments(self, terms: Sequence[_Term]) -> None:
+        """Fills in each term's moments, of the global batch if asked, clean of what is not finite, differentiable."""
+        local = [pair_moments(term.student, term.teacher) for term in terms]
+        everywhere = self.global_batch and world_size() > 1
+        whole = merge_over_processes(local) if everywhere else local
+        for term, moments in zip(terms, whole, strict=True):
+            finite = moments.is_finite()
+            term.count = moments.count
+            term.gate.close_unless(finite)
+            clean = moments.where(finite, moments.zeros_like())
+            # DDP averages gradients over processes where the sum of the local ones is the gradient of the global loss.
+            scale = float(world_size()) if everywhere else 1.0
+            term.moments = attach(clean, term.gate(term.student), term.gate(term.teacher), gradient_scale=scale)
+
+    def _cost(self, moments: PairMoments) -> Tensor:
+        return cost_from_moments(moments, standardize=self.standardize, cost=self.cost)
+
+    def _weights(self, moments: PairMoments) -> tuple[Tensor | None, Tensor | None]:
+        """Marginals (a, b): None for uniform."""
+        if self.dead_neurons == "keep":
+            return None, None
+        return _alive(moments.var_s, moments.mean_s), _alive(moments.var_t, moments.mean_t)
+
+    def _solve(self, terms: Sequence[_Term], *, detached: bool) -> None:
+        """Solves every term that has no plan yet, terms of one shape in one call."""
+        shapes: dict[tuple[int, ...], list[_Term]] = {}
+        for term in terms:
+            if term.plan is None:
+                shapes.setdefault(tuple(term.solve_on.shape), []).append(term)
+        for group in shapes.values():
+            stacked = _stack([term.solve_on.detach() if detached else term.solve_on for term in group])
+            a = _stack([term.weights[0] for term in group])
+            b = _stack([term.weights[1] for term in group])
+            result = self._solve_one(stacked, a, b, self.relative_epsilon, self.epsilon)
+            value = result.value
+            if self.debiased:
+                value = value - 0.5 * self._self_terms(group, a, b, result.epsilon)
+            for i, term in enumerate(group):
+                term.result = result[i] if len(group) > 1 else result
+                term.value = value[i] if len(group) > 1 else value
+                if detached:
+                    term.plan = term.result.plan
+
+    def _solve_one(self, matrix: Tensor, a, b, relative_epsilon, epsilon) -> OTResult:
+        return solve(
+            matrix,
+            a,
+            b,
+            method=self.method,
+            relative_epsilon=relative_epsilon,
+            epsilon=epsilon,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
+
+    def _self_terms(self, group: Sequence[_Term], a, b, epsilon: Tensor) -> Tensor:
+        """W(S,S) + W(T,T) of each term of a group, at the cross pair's epsilon."""
+        students = _stack([self._cost(term.student_self.moments) for term in group])
+        teachers = _stack([self._cost(term.teacher_self.moments) for term in group])
+        return (
+            self._solve_one(students, a, a, None, epsilon).value + self._solve_one(teachers, b, b, None, epsilon).value
+        )
+
+    def _output(self, term: _Term) -> LossOutput:
+        if term.plan is not None:  # from outside or from running moments: a constant that weighs this batch's costs
+            term.value = (term.plan.to(term.matrix) * term.matrix).sum()
+        plan = term.result.plan if term.plan is None else term.plan.detach()
+        if self.debiased:
+            term.gate.close_unless(term.student_self.gate.open & term.teacher_self.gate.open)
+        term.gate.close_unless(torch.isfinite(term.value.detach()))
+        for gate in (term.student_self.gate, term.teacher_self.gate) if self.debiased else ():
+            gate.close_unless(term.gate.open)
+        loss = torch.where(term.gate.open, term.value, torch.zeros_like(term.value))
+        return LossOutput(loss, logs=_diagnostics(term, plan), plan=plan)
+
+    def extra_repr(self) -> str:
+        names = ("cost", "standardize", "method", "relative_epsilon", "epsilon", "debiased", "tolerance")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "dead_neurons", "global_batch"))
+
+
+class _Term:
+    """One layer pair on its way through the loss."""
+
+    def __init__(self, pair: tuple[Tensor, Tensor]):
+        self.student, self.teacher = pair
+        self.gate = GradientGate(self.student.device)
+        self.count: Tensor
+        self.moments: PairMoments
+        self.matrix: Tensor
+        self.solve_on: Tensor
+        self.weights: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.plan: Tensor | None = None
+        self.result: OTResult | None = None
+        self.value: Tensor
+        self._selves: dict[str, _Term] = {}
+
+    @property
+    def student_self(self) -> _Term:
+        return self._selves.setdefault("student", _Term((self.student, self.student)))
+
+    @property
+    def teacher_self(self) -> _Term:
+        return self._selves.setdefault("teacher", _Term((self.teacher, self.teacher)))
+
+
+def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
+    """Detached scalars for the log; no host synchronisation."""
+    with torch.no_grad():
+        plan = plan.float()
+        rows = plan.sum(-1, keepdim=True).clamp_min(torch.finfo(plan.dtype).tiny)
+        # H(P) - H(a): the entropy of a row, averaged with the rows' weights
+        entropy = -(torch.special.xlogy(plan, plan / rows)).sum()
+        logs = {
+            "cost": (plan * term.matrix.float()).sum(),
+            "plan_entropy": entropy,
+            "dropped": 1.0 - term.gate.open.float(),
+            "skipped": (term.count < 2).float(),
+        }
+        if plan.shape[0] == plan.shape[1]:
+            logs["off_identity"] = 1.0 - plan.diagonal().sum()
+        if term.result is not None:
+            logs["marginal_error"] = term.result.marginal_error.float()
+            logs["iterations"] = term.result.iterations.float()
+        return {name: torch.nan_to_num(value.detach()) for name, value in logs.items()}
+
+
+def _alive(variance: Tensor, mean: Tensor) -> Tensor:
+    """Uniform weights over the neurons that vary, 0 for constant ones; uniform over all where none varies."""
+    alive = varies(mean, variance).to(variance)
+    alive = torch.where(alive.any(), alive, torch.ones_like(alive))
+    return alive / alive.sum()
+
+
+def _stack(tensors: list[Tensor | None]) -> Tensor | None:
+    """Stacks the tensors of a group; the tensor itself where there is one, None where there are none."""
+    if tensors[0] is None:
+        return None
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _check_pair(student: Tensor, teacher: Tensor, plan: Tensor | None) -> None:
+    for name, neurons in (("student", student), ("teacher", teacher)):
+        if neurons.ndim != 2:
+            raise ValueError(f"{name} must have shape (samples, neurons), got {tuple(neurons.shape)}")
+        if not neurons.is_floating_point():
+            raise TypeError(f"{name} must be of a floating point dtype, got {neurons.dtype}")
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"student has {student.shape[0]} samples and teacher {teacher.shape[0]}: "
+            "row k of both must come from the same sample"
+        )
+    if plan is not None and tuple(plan.shape) != (student.shape[1], teacher.shape[1]):
+        raise ValueError(
+            f"plan must have shape {(student.shape[1], teacher.shape[1])} (student by teacher neurons), "
+            f"got {tuple(plan.shape)}"
+        )
