@@ -1,1 +1,55 @@
-"""Representation transfer by optimal transport, for the Hugging Face ecosystem."""
+"""Transfer the representation of a Hub teacher to a student by optimal transport between neurons.
+
+Names are imported when they are first used, so that `hf_reprot.ot` and `hf_reprot.losses` work without transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import OTTransferConfig
+    from .data import ImageCollator, load_image_dataset
+    from .losses import L2SP, LogitDistillation, RepresentationTransport
+    from .student import create_timm_student, wrap_timm
+    from .teacher import Teacher
+    from .trainer import OTTransferTrainer
+
+_HOMES = {
+    "L2SP": "losses",
+    "ImageCollator": "data",
+    "LogitDistillation": "losses",
+    "OTTransferConfig": "config",
+    "OTTransferTrainer": "trainer",
+    "RepresentationTransport": "losses",
+    "Teacher": "teacher",
+    "create_timm_student": "student",
+    "load_image_dataset": "data",
+    "wrap_timm": "student",
+}
+
+__all__ = [
+    "L2SP",
+    "ImageCollator",
+    "LogitDistillation",
+    "OTTransferConfig",
+    "OTTransferTrainer",
+    "RepresentationTransport",
+    "Teacher",
+    "create_timm_student",
+    "load_image_dataset",
+    "wrap_timm",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

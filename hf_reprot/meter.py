@@ -37,14 +37,3 @@ class Meter:
         means = gather(mine).view(-1, len(names)).mean(0).tolist()
         self.sums, self.steps = {}, {}
         return dict(zip(names, means, strict=True))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The window so far, for a checkpoint."""
-        return {f"{name}|{self.steps[name]}": total for name, total in self.sums.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` gave."""
-        self.sums, self.steps = {}, {}
-        for key, total in state.items():
-            name, steps = key.rsplit("|", 1)
-            self.sums[name], self.steps[name] = total, int(steps)

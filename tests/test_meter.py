@@ -28,15 +28,3 @@ def test_processes_are_averaged():
     meter.add({"a": torch.tensor(1.0), "b": torch.tensor(10.0)})
     other = torch.tensor([3.0, 30.0])
     assert meter.pop(lambda mine: torch.cat([mine, other])) == pytest.approx({"a": 2.0, "b": 20.0})
-
-
-def test_a_window_survives_a_checkpoint():
-    whole, first = Meter(), Meter()
-    for meter in (whole, first):
-        meter.add({"a": torch.tensor(1.0)})
-        meter.add({"a": torch.tensor(2.0)})
-    second = Meter()
-    second.load_state_dict(first.state_dict())
-    for meter in (whole, second):
-        meter.add({"a": torch.tensor(6.0)})
-    assert second.pop(_alone) == whole.pop(_alone)

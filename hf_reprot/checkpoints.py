@@ -1,0 +1,102 @@
+"""What a checkpoint of a transfer run holds beside the stock Trainer's, and loading weights strictly or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+STATE_FILE = "transfer_state.safetensors"
+PICKLES = ("training_args.bin",)
+
+
+def save_transfer_state(folder: str | Path, state: Mapping[str, Tensor], rank: int | None = None) -> None:
+    """Writes the state of a transfer (running moments, sums for the log) beside the weights.
+
+    Args:
+        folder: The checkpoint's folder.
+        state: Tensors by name; may be empty.
+        rank: Number of the process, where each process has a state of its own.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, _state_path(folder, rank))
+
+
+def load_transfer_state(folder: str | Path, rank: int | None = None) -> dict[str, Tensor] | None:
+    """Reads what `save_transfer_state` wrote; None where the checkpoint has none.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    path = _state_path(folder, rank)
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises several kinds; each means the same to a user
+        raise ValueError(f"{path} is damaged ({error}): resume from an earlier checkpoint") from error
+
+
+def _state_path(folder: str | Path, rank: int | None) -> Path:
+    path = Path(folder) / STATE_FILE
+    return path if rank is None else path.with_name(f"{path.stem}_{rank}{path.suffix}")
+
+
+def load_weights_strictly(model: PreTrainedModel, folder: str | Path) -> None:
+    """Loads a checkpoint's weights into the live model, every one of them, or raises.
+
+    `save_pretrained` writes the key names of the library's original checkpoints, the live module may have others, and
+    only `from_pretrained` knows how to go from one to the other. So the weights are read by `from_pretrained` into a
+    second model, which then hands them over name by name.
+
+    Args:
+        model: The live, unwrapped model.
+        folder: A folder that `save_pretrained` wrote.
+
+    Raises:
+        ValueError: weights are missing, unexpected, of another shape, or unreadable. The model is unchanged.
+    """
+    folder = Path(folder)
+    try:
+        loaded, report = type(model).from_pretrained(
+            folder,
+            config=model.config,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=_dtype(model),
+            ignore_mismatched_sizes=True,  # so that the report names them, and the error below is ours
+        )
+    except Exception as error:
+        raise ValueError(f"the weights in {folder} cannot be read ({error}): use an earlier checkpoint") from error
+    ignorable = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = [n if isinstance(n, str) else n[0] for n in report.get(problem) or ()]
+        names = sorted(name for name in names if name not in ignorable)
+        if names:
+            raise ValueError(
+                f"the weights in {folder} do not fit the model: {problem.replace('_', ' ')} {', '.join(names[:5])}"
+                f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+            )
+    model.load_state_dict(loaded.state_dict(), strict=True)
+    model.tie_weights()
+
+
+def has_plain_weights(folder: str | Path) -> bool:
+    """Whether a folder holds safetensors of a whole model (not an adapter's, not a sharded optimiser's format)."""
+    return any((Path(folder) / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+
+
+def remove_pickles(folder: str | Path) -> None:
+    """Deletes the pickled training arguments that the stock Trainer writes: nothing reads them, and no one should."""
+    for name in PICKLES:
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

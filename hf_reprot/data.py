@@ -1,0 +1,396 @@
+"""Images and labels: from the Hub, a folder or the embedded data set, into what the models take."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
+from PIL import Image as PILImage
+from transformers import BaseImageProcessor
+
+from .choices import check_choice
+from .digits import NAME as DIGITS
+from .digits import load_digits_dataset
+from .images import fingerprint, open_image, random_crop
+from .preprocessing import takes_grey
+
+__all__ = [
+    "AUGMENTATIONS",
+    "ImageCollator",
+    "image_columns",
+    "is_transformed",
+    "label_names",
+    "load_digits_dataset",
+    "load_image_dataset",
+]
+
+AUGMENTATIONS = ("none", "flip", "crop+flip")
+
+_IMAGE_NAMES = ("image", "img", "images")
+_LABEL_NAMES = ("label", "labels", "fine_label")
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+_SPLITS |= {"dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+
+
+class ImageCollator:
+    """Makes a batch of a model out of rows with raw images.
+
+    The images of a batch go through the processor in one call. Augmentation belongs to training: evaluate with
+    `collator.for_evaluation()`, as `OTTransferTrainer` does.
+
+    After `set_epoch`, what happens to an image follows from the seed, the epoch and its pixels alone: neither the
+    number of processes or workers nor stopping and resuming changes it. Before, it is drawn from torch's generator.
+
+    Args:
+        processor: The image processor of the student.
+        augmentation: "none"; "flip": half of the images are mirrored left to right; "crop+flip": also, a random part
+            with half of the area or more takes the place of the image.
+        image_column: Column of the images: PIL images of any mode, encoded images ({"bytes", "path"}) or arrays.
+        label_column: Column of the labels; None for a data set without.
+
+    Returns (when called with rows):
+        {"pixel_values": (batch, channels, height, width), "labels": (batch,)}; no "labels" where no row has one.
+        Columns that start with `teacher_` come along, stacked.
+
+    Raises:
+        ValueError: an unknown augmentation; when called, a row without an image, with a damaged one, or without a label
+            among rows with one.
+    """
+
+    def __init__(
+        self,
+        processor: BaseImageProcessor,
+        augmentation: str = "none",
+        image_column: str = "image",
+        label_column: str | None = "label",
+    ):
+        check_choice("augmentation", augmentation, AUGMENTATIONS)
+        self.processor = processor
+        self.augmentation = augmentation
+        self.image_column = image_column
+        self.label_column = label_column
+        self.mode = "L" if takes_grey(processor) else "RGB"
+        self._epoch: torch.Tensor | None = None
+
+    @property
+    def input_columns(self) -> tuple[str | None, str | None]:
+        """The columns that it reads: images and labels (None for a data set without)."""
+        return self.image_column, self.label_column
+
+    def for_evaluation(self) -> ImageCollator:
+        """The same without augmentation."""
+        plain = copy.copy(self)
+        plain.augmentation = "none"
+        return plain
+
+    def set_epoch(self, epoch: int, seed: int = 0) -> None:
+        """Makes augmentation a function of the seed, the epoch and the image."""
+        if self._epoch is None:
+            # shared memory: workers that outlive an epoch see the next one's number
+            self._epoch = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._epoch[0], self._epoch[1] = seed, epoch
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if self.augmentation != "none" and "teacher_pixel_values" in rows[0]:
+            raise ValueError(
+                f"augmentation {self.augmentation!r} changes the student's images but not the column "
+                "teacher_pixel_values: leave that column out, or set augmentation='none'"
+            )
+        images = [self._image(row, i) for i, row in enumerate(rows)]
+        generators = [self._generator(image) for image in images] if self.augmentation != "none" else []
+        if self.augmentation == "crop+flip":
+            images = [random_crop(image, g) for image, g in zip(images, generators, strict=True)]
+        batch = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
+        if self.augmentation != "none":
+            mirrored = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators])
+            pixels = batch["pixel_values"]
+            batch["pixel_values"] = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        labels = self._labels(rows)
+        if labels is not None:
+            batch["labels"] = labels
+        for name in rows[0]:
+            if name.startswith("teacher_"):
+                batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rows])
+        return batch
+
+    def _image(self, row: Mapping[str, Any], position: int) -> PILImage.Image:
+        if self.image_column not in row:
+            raise ValueError(f"no column {self.image_column!r} of images: the rows have {', '.join(row)}")
+        try:
+            return open_image(row[self.image_column], self.mode)
+        except ValueError as error:
+            raise ValueError(f"the image of row {position} of the batch ({self._about(row)}) {error}") from error
+
+    def _about(self, row: Mapping[str, Any]) -> str:
+        """What tells a row from others: its file, its label, its other short values."""
+        value = row[self.image_column]
+        path = value.get("path") if isinstance(value, Mapping) else getattr(value, "filename", None)
+        facts = {"file": path} if path else {}
+        facts |= {k: v for k, v in row.items() if k != self.image_column and isinstance(v, str | int | float)}
+        return (
+            ", ".join(f"{name} {str(fact)[:100]}" for name, fact in list(facts.items())[:4]) or "nothing else is known"
+        )
+
+    def _labels(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+        if self.label_column is None:
+            return None
+        labels = [row.get(self.label_column) for row in rows]
+        missing = [
+            label is None or (isinstance(label, int) and label == -1) for label in labels
+        ]  # -1: `datasets`' none
+        if all(missing):
+            return None
+        if any(missing):
+            raise ValueError(
+                f"row {missing.index(True)} of the batch has no label, others have: label all rows or none"
+            )
+        try:
+            return torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"the labels in column {self.label_column!r} are no numbers ({labels[0]!r}, ...): cast the column to "
+                "datasets.ClassLabel, or load with load_image_dataset"
+            ) from error
+
+    def _generator(self, image: PILImage.Image) -> torch.Generator | None:
+        if self._epoch is None:
+            return None
+        seed, epoch = self._epoch.tolist()
+        mixed = hashlib.blake2b(f"{seed} {epoch} {fingerprint(image)}".encode(), digest_size=7).digest()
+        return torch.Generator().manual_seed(int.from_bytes(mixed, "big"))
+
+
+def load_image_dataset(
+    source: str | os.PathLike,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> DatasetDict:
+    """A data set of images, and labels where it has them.
+
+    Args:
+        source: "digits" (embedded, nothing to download); a folder of images with a subfolder a class, or with
+            subfolders "train", "validation", "test" of such; a folder that `save_to_disk` wrote; a hub id.
+        config: Configuration of a data set from the Hub.
+        revision: Revision of a data set from the Hub.
+        image_column: Column of the images; None: the one of type Image.
+        label_column: Column of the labels, which becomes a ClassLabel if it is none; None: the one of type ClassLabel.
+
+    Returns:
+        The splits. Where a column was named, only the chosen columns are kept.
+
+    Raises:
+        ValueError: there is no such data set, column or image.
+    """
+    source = os.fspath(source)
+    folder = Path(source).expanduser()
+    if source == DIGITS:
+        data = load_digits_dataset()
+    elif folder.is_dir():
+        data = _load_folder(folder)
+    elif folder.is_absolute() or source.startswith((".", "~")):
+        raise ValueError(f"there is no folder {source!r} to load images from")
+    else:
+        data = _load_from_hub(source, config, revision)
+    return _with_columns(data, source, image_column, label_column)
+
+
+def image_columns(dataset: Any) -> tuple[str, str | None] | None:
+    """The columns of images and labels, by their types.
+
+    Returns:
+        (images, labels), the latter None where there are none; None for a data set whose images are no raw ones: it has
+        `pixel_values`, a transform makes its columns, or it is not of the library `datasets`.
+    """
+    if isinstance(dataset, Mapping):
+        found = (image_columns(split) for split in dataset.values())
+        return next((columns for columns in found if columns is not None), None)
+    features = getattr(dataset, "features", None)
+    if not isinstance(dataset, Dataset | IterableDataset) or features is None or is_transformed(dataset):
+        return None
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if not images or "pixel_values" in features:
+        return None
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not labels:
+        labels = [n for n in _LABEL_NAMES if isinstance(features.get(n), Value) and "int" in features[n].dtype]
+    return _first(images, _IMAGE_NAMES), _first(labels, _LABEL_NAMES)
+
+
+def is_transformed(dataset: Any) -> bool:
+    """Whether a transform makes the columns of a data set when a row is read (`set_transform`, `with_transform`)."""
+    form = getattr(dataset, "format", None)
+    return isinstance(form, Mapping) and form.get("type") == "custom"
+
+
+def label_names(dataset: Dataset, column: str) -> list[str]:
+    """Names of the classes, in the order of their numbers.
+
+    Raises:
+        ValueError: no such column, or one whose classes are not known without names (floats, lists, ...).
+    """
+    _check_column(column, dataset.features, "the data set")
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    if isinstance(feature, Value) and "int" in feature.dtype:
+        highest = max(dataset.unique(column), default=-1)
+        return [str(label) for label in range(highest + 1)]
+    raise ValueError(f"column {column!r} is of type {feature}, not of classes: cast it to datasets.ClassLabel")
+
+
+def leave_encoded(dataset: Any, column: str | None) -> Any:
+    """The data set with encoded images, which `ImageCollator` decodes: it can then say which one is damaged."""
+    features = getattr(dataset, "features", None) or {}
+    if isinstance(features.get(column), Image) and not is_transformed(dataset):
+        return dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def _load_folder(folder: Path) -> DatasetDict:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        data = load_from_disk(str(folder))
+        return data if isinstance(data, DatasetDict) else DatasetDict({"train": data})
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if names and all(name.lower() in _SPLITS for name in names):
+        folders = {name: folder / name for name in names}
+    else:
+        folders = {"train": folder}
+    files = {name: _image_files(path) for name, path in folders.items()}
+    if not any(files.values()):
+        return _load(str(folder), None, None, f"the folder {str(folder)!r} holds no images, and")
+    classes = sorted({label for found in files.values() for _, label in found if label is not None})
+    splits: dict[str, list] = {}
+    for name, found in files.items():
+        splits.setdefault(_SPLITS[name.lower()], []).extend(found)
+    return DatasetDict({name: _folder_split(found, classes, folder) for name, found in splits.items()})
+
+
+def _image_files(folder: Path) -> list[tuple[Path, str | None]]:
+    """(file, class) of every image: the class is the subfolder that it lies in, however deep."""
+    PILImage.init()
+    endings = PILImage.registered_extensions()
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() in endings and path.is_file() and not any(part.startswith(".") for part in parts):
+            found.append((path, parts[0] if len(parts) > 1 else None))
+    return found
+
+
+def _folder_split(found: Sequence[tuple[Path, str | None]], classes: Sequence[str], folder: Path) -> Dataset:
+    outside = [path for path, label in found if label is None]
+    if classes and outside:
+        raise ValueError(
+            f"{outside[0]} lies beside the folders of classes of {folder}: put it into one, or take it away"
+        )
+    columns: dict[str, list] = {"image": [str(path) for path, _ in found]}
+    features = {"image": Image()}
+    if classes:
+        numbers = {name: i for i, name in enumerate(classes)}
+        columns["label"] = [numbers[label] for _, label in found]
+        features["label"] = ClassLabel(names=list(classes))
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _load_from_hub(source: str, config: str | None, revision: str | None) -> DatasetDict:
+    repo, _, at = source.partition("@")
+    if at and revision and at != revision:
+        raise ValueError(f"the data set {source!r} names a revision, and dataset_revision another one ({revision!r})")
+    revision = at or revision
+    return _load(repo, config, revision, f"the data set {repo!r}" + (f" at revision {revision!r}" if revision else ""))
+
+
+def _load(path: str, config: str | None, revision: str | None, title: str) -> DatasetDict:
+    try:
+        data = load_dataset(path, name=config, revision=revision)
+    except Exception as error:  # the library raises many kinds; each means that this source does not load
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{title} cannot be loaded: {reason}. Legal is a hub id, a folder of images with a subfolder a class, "
+            f"a folder that save_to_disk wrote, or {DIGITS!r}"
+        ) from error
+    return data if isinstance(data, DatasetDict) else DatasetDict({"train": data})
+
+
+def _with_columns(data: DatasetDict, source: str, image: str | None, label: str | None) -> DatasetDict:
+    features = next(iter(data.values())).features
+    for column in (image, label):
+        if column is not None:
+            _check_column(column, features, source)
+    if image is not None and not isinstance(features[image], Image):
+        data = _cast_images(data, image, source)
+    if label is not None and not isinstance(features[label], ClassLabel):
+        data = _cast_labels(data, label, source)
+    found = image_columns(data)
+    if image is None and found is None:
+        raise ValueError(f"{source} has no column of images: it has {', '.join(features)}. Name one with image_column")
+    if image is None and label is None:
+        return data
+    chosen = [image or found[0], label or (found[1] if found is not None else None)]
+    chosen = [column for column in chosen if column is not None]
+    return DatasetDict({name: split.select_columns(chosen) for name, split in data.items()})
+
+
+def _cast_images(data: DatasetDict, column: str, source: str) -> DatasetDict:
+    try:
+        return data.cast_column(column, Image())
+    except Exception as error:  # arrow's own kinds
+        raise ValueError(f"column {column!r} of {source} holds no images or paths of images") from error
+
+
+def _cast_labels(data: DatasetDict, column: str, source: str) -> DatasetDict:
+    """Labels of any kind as classes, numbered alike in all splits."""
+    values: set = set()
+    for split in data.values():
+        feature = split.features.get(column)
+        if not isinstance(feature, Value) or "float" in feature.dtype:
+            raise ValueError(f"column {column!r} of {source} is of type {feature}, which names no classes")
+        values |= set(split.unique(column))
+    values.discard(None)
+    ordered = sorted(values)
+    numbers = {value: i for i, value in enumerate(ordered)}
+    number: Callable = lambda row: {column: numbers.get(row[column])}  # noqa: E731
+    classes = ClassLabel(names=[str(value) for value in ordered])
+    return DatasetDict(
+        {
+            name: split.map(number, features=Features(dict(split.features) | {column: classes}))
+            for name, split in data.items()
+        }
+    )
+
+
+def _check_column(column: str, features: Mapping[str, Any], title: str) -> None:
+    if column not in features:
+        near = difflib.get_close_matches(column, list(features), n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{title} has no column {column!r}: it has {', '.join(features)}{hint}")
+
+
+def _first(names: Sequence[str], preferred: Sequence[str]) -> str | None:
+    return next((name for name in preferred if name in names), names[0] if names else None)

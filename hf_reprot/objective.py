@@ -1,0 +1,194 @@
+"""From one training batch to the named terms of the transfer loss: taps, teachers and losses brought together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import OTTransferConfig
+from .losses import L2SP, LogitDistillation, LossOutput, RepresentationTransport, RunningMoments
+from .matching import LayerPair
+from .taps import Activation, Taps, pair_neurons
+from .teacher import Preprocessing, Teacher
+
+
+@dataclass
+class Terms:
+    """The terms of one batch: `loss` to differentiate, `logs` to average, `dropped` (pairs,) for the watch."""
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    dropped: Tensor | None = None
+
+
+class TransferObjective:
+    """Transport, logit distillation and L2-SP for one student and its teachers.
+
+    Holds the taps on both sides; holds no weights of the student and is no part of it.
+
+    Args:
+        student: The student, unwrapped (before DDP, FSDP or compilation).
+        teachers: Frozen teachers.
+        pairs: Which student layer goes with which teacher layer, resolved.
+        config: The settings.
+        preprocessing: How the student's `pixel_values` were normalised; None for text or where it is not known.
+        head: Path of the student's head, which L2-SP leaves alone.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[Teacher],
+        pairs: Sequence[LayerPair],
+        config: OTTransferConfig,
+        preprocessing: Preprocessing | None = None,
+        head: str | None = None,
+    ):
+        self.config = config
+        self.teachers = list(teachers)
+        self.pairs = list(pairs)
+        self.preprocessing = preprocessing
+        self.student_taps = Taps(student, sorted({pair.student for pair in self.pairs}))
+        self.teacher_taps = [
+            Taps(teacher.model, sorted({pair.teacher for pair in self.pairs if pair.teacher_index == i}))
+            for i, teacher in enumerate(self.teachers)
+        ]
+        self.transport = RepresentationTransport(**config.transport_settings())
+        self.running = [RunningMoments(config.plan_momentum) for _ in self.pairs] if config.plan_momentum > 0 else None
+        self.distillation = LogitDistillation(config.kd_temperature) if config.kd_weight > 0 else None
+        self.anchor = L2SP(student, exclude=[head] if head else []) if config.l2sp_weight > 0 else None
+        self.plans: list[Tensor] = []  # of the last batch, one a pair: what a plot or a card shows
+
+    def close(self) -> None:
+        """Takes every hook off both sides."""
+        for taps in (self.student_taps, *self.teacher_taps):
+            taps.close()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Records the student's layers during the forward pass made inside."""
+        with self.student_taps.armed() if self.pairs else contextlib.nullcontext():
+            yield
+
+    def teach(self, inputs: Mapping[str, Any]) -> tuple[list[dict[str, Activation]], list[Tensor | None]]:
+        """Runs every teacher on the batch: its layers' activations by name, and its logits."""
+        layers, logits = [], []
+        for teacher, taps in zip(self.teachers, self.teacher_taps, strict=True):
+            with torch.no_grad(), taps.armed():
+                logits.append(teacher(teacher.inputs_for(dict(inputs), self.preprocessing)))
+            layers.append(taps.take())
+        return layers, logits
+
+    def neurons(
+        self, student: Mapping[str, Activation], teachers: Sequence[Mapping[str, Activation]], inputs: Mapping[str, Any]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each pair's activations as two tables with the same samples: (n, d_s) and (n, d_t)."""
+        return [
+            pair_neurons(
+                student[pair.student],
+                teachers[pair.teacher_index][pair.teacher],
+                positions=self.config.ot_positions,
+                tokens=self.config.ot_tokens,
+                mask=inputs.get("attention_mask"),
+            )
+            for pair in self.pairs
+        ]
+
+    def __call__(
+        self, inputs: Mapping[str, Any], task: Tensor | None, student_logits: Tensor | None, ot_weight: float
+    ) -> Terms:
+        """The total loss of one batch, to be called after a forward pass inside `recording()`.
+
+        Args:
+            inputs: The batch, as the student received it plus what is meant for teachers.
+            task: The student's own loss; None without labels.
+            student_logits: The student's logits; needed for distillation and without labels.
+            ot_weight: Weight of the transport term at this step.
+        """
+        config = self.config
+        total, logs = [], {}
+        if task is not None:
+            total.append(config.task_weight * task)
+            logs["task_loss"] = task.detach()
+        layers, teacher_logits = self.teach(inputs) if self.teachers else ([], [])
+
+        dropped = None
+        if self.pairs:
+            outputs = self.transport.forward_pairs(
+                self.neurons(self.student_taps.take(), layers, inputs), running=self.running
+            )
+            self.plans = [output.plan for output in outputs]
+            share = [pair.weight / sum(p.weight for p in self.pairs) for pair in self.pairs]
+            transport = torch.stack([w * output.loss for w, output in zip(share, outputs, strict=True)]).sum()
+            total.append(ot_weight * transport)
+            logs["ot_loss"] = transport.detach()
+            logs["ot_weight"] = transport.new_tensor(ot_weight)
+            logs |= self._transport_logs(outputs)
+            dropped = torch.stack([output.logs["dropped"] for output in outputs])
+        if self.distillation is not None:
+            outputs = [self.distillation(student_logits, logits) for logits in teacher_logits]
+            distillation = torch.stack([output.loss for output in outputs]).mean()
+            total.append(config.kd_weight * distillation)
+            logs["kd_loss"] = distillation.detach()
+            logs["kd_agreement"] = torch.stack([output.logs["kd_agreement"] for output in outputs]).mean()
+        if self.anchor is not None:
+            output = self.anchor()
+            total.append(config.l2sp_weight * output.loss)
+            logs["l2sp_loss"] = output.loss.detach()
+            logs |= output.logs
+        if task is None and self.distillation is None and student_logits is not None:
+            # The head takes part with a gradient of 0: DDP waits for every parameter that the outputs depend on.
+            total.append(0.0 * student_logits.float().sum())
+        return Terms(torch.stack([term.float() for term in total]).sum(), logs, dropped)
+
+    def _transport_logs(self, outputs: Sequence[LossOutput]) -> dict[str, Tensor]:
+        """Diagnostics averaged over the pairs, and each pair's own value where there are several."""
+        logs = {}
+        for name in ("cost", "marginal_error", "iterations", "plan_entropy", "off_identity"):
+            values = [output.logs[name] for output in outputs if name in output.logs]
+            if values:
+                logs[f"ot_{name}"] = torch.stack(values).mean()
+        for name in ("dropped", "skipped"):
+            logs[f"ot_{name}"] = torch.stack([output.logs[name] for output in outputs]).sum()
+        if len(outputs) > 1:
+            for pair, output in zip(self.pairs, outputs, strict=True):
+                logs[f"ot_loss/{pair_name(pair, len(self.teachers))}"] = output.loss.detach()
+        return logs
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold so that a resumed run continues as if it had not stopped."""
+        state = {}
+        for i, running in enumerate(self.running or ()):
+            state |= {f"running.{i}.{name}": value for name, value in running.state_dict().items()}
+        if self.anchor is not None:
+            state["l2sp.fingerprint"] = self.anchor.fingerprint()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: the run that wrote it started from other weights or carried other layer pairs.
+        """
+        device = next(self.teachers[0].model.parameters()).device if self.teachers else torch.device("cpu")
+        for i, running in enumerate(self.running or ()):
+            prefix = f"running.{i}."
+            moments = {k.removeprefix(prefix): v.to(device) for k, v in state.items() if k.startswith(prefix)}
+            running.load_state_dict(moments)
+        if self.anchor is not None and "l2sp.fingerprint" in state:
+            ours, theirs = self.anchor.fingerprint(), state["l2sp.fingerprint"]
+            if not torch.allclose(ours, theirs.to(ours), rtol=1e-6):
+                raise ValueError(
+                    "l2sp_weight pulls toward the weights that training starts from, and the checkpoint's run started "
+                    "from others: build the student from the same start as before (not from the checkpoint) to resume"
+                )
+
+
+def pair_name(pair: LayerPair, teachers: int = 1) -> str:
+    """A pair as it is written in logs and on the command line: student=teacher, teachers told apart by number."""
+    return f"{pair.student}={pair.teacher}" + (f"@{pair.teacher_index}" if teachers > 1 else "")

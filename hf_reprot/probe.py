@@ -1,0 +1,129 @@
+"""Checks at construction, on a made-up batch, that student, teachers and layer pairs fit together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import OTTransferConfig
+from .objective import TransferObjective, pair_name
+
+logger = logging.getLogger(__name__)
+
+_SAMPLES = 2
+
+
+def check_pairs(student: nn.Module, objective: TransferObjective, device: torch.device) -> list[tuple[int, int]]:
+    """Runs student and teachers once on a made-up batch and checks every layer pair.
+
+    Args:
+        student: The unwrapped student.
+        objective: The objective to check.
+        device: Where the student lives.
+
+    Returns:
+        The widths (d_s, d_t) of each pair; empty where no batch could be made up (the inputs are unknown).
+
+    Raises:
+        ValueError: widths that "identity" cannot take, logits that do not fit, an image size that a teacher refuses,
+            layers whose positions cannot be paired.
+    """
+    if not objective.teachers:
+        return []
+    inputs = _made_up_batch(student, objective, device)
+    if inputs is None:
+        logger.info("The student's inputs are not known before training: layer pairs are checked on the first batch.")
+        return []
+    with torch.no_grad(), _evaluating(student), objective.recording():
+        outputs = student(**inputs)
+    layers, logits = objective.teach(inputs)
+    if objective.distillation is not None:
+        _check_logits(outputs["logits"], logits, objective)
+    if not objective.pairs:
+        return []
+    neurons = objective.neurons(objective.student_taps.take(), layers, inputs)
+    widths = [(s.shape[1], t.shape[1]) for s, t in neurons]
+    for pair, (ds, dt) in zip(objective.pairs, widths, strict=True):
+        if objective.config.ot_method == "identity" and ds != dt:
+            raise ValueError(
+                f"ot_method='identity' pairs neuron i with neuron i, but {pair_name(pair)} has {ds} student and {dt} "
+                "teacher neurons: choose layers of equal width, or ot_method='sinkhorn'"
+            )
+    return widths
+
+
+def check_batch_size(config: OTTransferConfig, samples: int, widths: Sequence[tuple[int, int]]) -> None:
+    """Refuses a batch that transport cannot see anything in, and warns about one that shows mostly noise.
+
+    Args:
+        config: The settings.
+        samples: Samples that one plan rests on: those of all processes where they share one problem.
+        widths: (d_s, d_t) of each pair.
+
+    Raises:
+        ValueError: one sample a step with pooled, standardised neurons.
+    """
+    if config.ot_weight == 0 or config.ot_positions != "pooled":
+        return
+    if samples < 2 and config.ot_standardize:
+        raise ValueError(
+            f"a batch of {samples} has no variance to standardise by: raise per_device_train_batch_size to 2 or more, "
+            "or set ot_positions='all' or ot_standardize=False"
+        )
+    matched = config.ot_method not in ("identity", "random", "independent")
+    if widths and matched and config.plan_momentum == 0:
+        widest = max(max(pair) for pair in widths)
+        noise = math.sqrt(2 * math.log(max(widest, 2)) / samples)  # largest of d correlations of pure noise
+        if noise > 0.3:
+            logger.warning(
+                "The plan is solved on %d samples a step: among %d neurons, pure noise alone shows correlations up to "
+                "%.2f there. Set plan_momentum (0.9 or so) to let the plan rest on many steps, or use larger batches.",
+                samples,
+                widest,
+                min(noise, 1.0),
+            )
+
+
+def _made_up_batch(student: nn.Module, objective: TransferObjective, device: torch.device) -> dict[str, Any] | None:
+    dtype = next((p.dtype for p in student.parameters() if p.is_floating_point()), torch.float32)
+    main = getattr(student, "main_input_name", None)
+    generator = torch.Generator().manual_seed(0)
+    if main == "pixel_values" and objective.preprocessing is not None and objective.preprocessing.size is not None:
+        channels = len(objective.preprocessing.mean) if objective.preprocessing.mean is not None else 3
+        channels = getattr(getattr(student, "config", None), "num_channels", None) or channels
+        images = torch.randn(_SAMPLES, channels, *objective.preprocessing.size, generator=generator)
+        return {"pixel_values": images.to(device, dtype)}
+    if main == "input_ids":
+        vocabulary = getattr(student.config, "vocab_size", 2)
+        tokens = torch.randint(0, vocabulary, (_SAMPLES, 8), generator=generator).to(device)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return None
+
+
+def _check_logits(student: Tensor, teachers: Sequence[Tensor | None], objective: TransferObjective) -> None:
+    for teacher, logits in zip(objective.teachers, teachers, strict=True):
+        if logits is None:
+            raise ValueError(f"kd_weight is above 0 but teacher {teacher.name} has no head: set kd_weight=0")
+        if logits.shape != student.shape:
+            raise ValueError(
+                f"kd_weight is above 0 but teacher {teacher.name} has {logits.shape[-1]} classes and the student "
+                f"{student.shape[-1]}: set kd_weight=0 or use a teacher of the student's task"
+            )
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
