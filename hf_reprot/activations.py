@@ -58,6 +58,7 @@ def pair_neurons(
     positions: str = "pooled",
     tokens: str = "auto",
     mask: Tensor | None = None,
+    teacher_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A student's and a teacher's layer as two tables with the same samples in the same order.
 
@@ -72,6 +73,8 @@ def pair_neurons(
             text, of the tokens kept; with every position as a sample, the patches or tokens kept.
         mask: (n, l), 1 for the tokens of a text to keep; padding is in no sample and no mean. Dropping it for
             positions="all" waits for the device once, as the number of samples depends on the data.
+        teacher_mask: The same for a teacher with a tokenisation of its own; None: the student's. Only for pooled
+            layers: with every position as a sample, both must have the same tokens.
 
     Returns:
         S (samples, d_s) and T (samples, d_t).
@@ -88,7 +91,7 @@ def pair_neurons(
             f"{teacher.tensor.shape[0]}: both must see the same batch"
         )
     if positions == "pooled" or tokens == "class":
-        return _pooled(student, tokens, mask), _pooled(teacher, tokens, mask)
+        return _pooled(student, tokens, mask), _pooled(teacher, tokens, mask if teacher_mask is None else teacher_mask)
     for side, layer in (("student", student), ("teacher", teacher)):
         if layer.layout == "nc":
             raise ValueError(
@@ -146,11 +149,10 @@ def _class_token(layer: Activation, mask: Tensor | None) -> Tensor:
 
 
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    dtype = _sum_dtype(x)
-    keep = mask.to(x.device).ne(0).to(dtype)
-    weights = keep / keep.sum(1, keepdim=True).clamp_min(1)
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.bmm(weights[:, None], x.to(dtype)).squeeze(1)  # (n, 1, l) @ (n, l, c)
+    keep = mask.to(x.device).ne(0)
+    count = keep.sum(1, keepdim=True).clamp_min(1)
+    # Filled, not weighted by 0: what a model computes at padded positions can be infinite.
+    return x.masked_fill(~keep[..., None], 0).sum(1, dtype=_sum_dtype(x)) / count  # (n, l, c) -> (n, c)
 
 
 def _checked(mask: Tensor, layer: Activation) -> Tensor:

@@ -69,7 +69,7 @@ def _heads(model: nn.Module) -> list[tuple[str, nn.Module]]:
         base, _ = base_model(model)
         if base is not model:
             beside = [(name, child) for name, child in model.named_children() if child is not base]
-            return [(name, child) for name, child in beside if any(True for _ in child.parameters()) and not _is_norm(child)]
+            return [(name, child) for name, child in beside if _has_parameters(child) and not _is_norm(child)]
         return []
     named = [(name, getattr(model, name)) for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)]
     if named:

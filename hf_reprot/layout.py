@@ -176,14 +176,23 @@ def tokens_of(model: nn.Module, path: str) -> Tokens:
         prefix, has_class = _special_tokens(module)
         if isinstance(getattr(module, "num_prefix_tokens", None), int):
             prefix = module.num_prefix_tokens
-        elif not prefix and _grid(module) is None:
-            continue  # an encoder without its embeddings: what is around it says more
-        embedding = _patch_convolution(module)
+        grid, embedding = _grid(module), _patch_convolution(module)
+        if not (prefix or grid or embedding):
+            if around:
+                continue  # an encoder without its embeddings: what is around it says more
+            if _looks_up_words(module):
+                return Tokens("text")
         if embedding is not None and around:
             embedding = f"{around}.{embedding}"
         rows = not hasattr(module, "reroll")
-        return Tokens("image", prefix, "first" if has_class else None, _grid(module), rows, embedding)
+        return Tokens("image", prefix, "first" if has_class else None, grid, rows, embedding)
     return Tokens()
+
+
+def _looks_up_words(model: nn.Module) -> bool:
+    """Whether a model of neither library starts from an embedding table and has nothing that takes images."""
+    kinds = {type(module) for module in model.modules()}
+    return nn.Embedding in kinds and nn.Conv2d not in kinds
 
 
 def _special_tokens(model: nn.Module) -> tuple[int, bool]:
@@ -202,7 +211,7 @@ def _special_tokens(model: nn.Module) -> tuple[int, bool]:
 
 def _grid(model: nn.Module) -> tuple[int, int] | None:
     for name, module in model.named_modules():
-        if "patch_embed" in name.rsplit(".", 1)[-1]:
+        if "embed" in name.rsplit(".", 1)[-1]:
             for attribute in ("grid_size", "patch_shape"):
                 size = getattr(module, attribute, None)
                 if isinstance(size, tuple | list) and len(size) == 2:

@@ -105,7 +105,7 @@ def _pairs_of(spec: Any, student: nn.Module, teachers: Sequence[nn.Module], posi
     if spec.count("=") != 1:
         raise ValueError(_not_a_spec(spec))
     ours, theirs = (side.strip() for side in spec.split("="))
-    theirs, _, index = theirs.partition("@")
+    theirs, _, index = (part.strip() for part in theirs.partition("@"))
     if index and not index.isdigit():
         raise ValueError(f"layer_pairs: {spec!r} has {index!r} behind @: expected a teacher's number, from 0")
     chosen = {"student": ours, "teacher": theirs, "teacher_index": int(index or 0)}
