@@ -57,6 +57,8 @@ class Pretrained:
 def load_pretrained(source: str, *, dtype: torch.dtype | str | None = None, options: dict[str, Any]) -> Pretrained:
     """Loads a checkpoint of transformers or timm, with its head where it has one that gives logits for a class.
 
+    Of a model of images and texts, such as CLIP, the vision model is loaded.
+
     Args:
         source: A hub id, with or without "@revision", or a folder.
         dtype: Data type of the weights; None: the checkpoint's.
@@ -98,7 +100,11 @@ def _load(path: str, name: str, revision: str | None, dtype: torch.dtype | str |
     if dtype is not None:
         rest["dtype"] = dtype
     _mend_timm(config)
-    model = _fill(_auto_class(config), path, name, config, rest)
+    auto_class = _auto_class(config)
+    vision = getattr(config, "vision_config", None)
+    if auto_class is AutoModel and isinstance(vision, PreTrainedConfig):
+        config = vision  # of a model of images and texts (CLIP, SigLIP), the half that sees
+    model = _fill(auto_class, path, name, config, rest)
     return Pretrained(model, name, revision, _preprocessing(path, model, hub | trust))
 
 

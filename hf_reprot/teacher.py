@@ -88,9 +88,9 @@ class Teacher:
     ) -> Teacher:
         """A teacher from wherever it is.
 
-        A checkpoint whose config names a classification head is loaded with it, any other one as the bare model. Only
-        safetensors weights are read, and code that comes with a repository runs only with
-        `init_kwargs={"trust_remote_code": True}`.
+        A checkpoint whose config names a classification head is loaded with it, any other one as the bare model, and of
+        a model of images and texts (CLIP) the vision model. Only safetensors weights are read, and code that comes with
+        a repository runs only with `init_kwargs={"trust_remote_code": True}`.
 
         Args:
             source: A hub id ("org/name", "org/name@revision", "timm/name"), a folder in the layout of transformers or
@@ -204,6 +204,7 @@ class Teacher:
             ValueError: it does not; the message names what it was given.
         """
         own = self.inputs_for(inputs, preprocessing)
+        self._check_tokens(own)
         try:
             self(own)
         except torch.OutOfMemoryError:
@@ -238,6 +239,17 @@ class Teacher:
     def check_not_shared(self, student: nn.Module) -> None:
         """Refuses a student that holds weights of this teacher: see `check_not_shared` of this module."""
         check_not_shared(student, self._model, self.title)
+
+    def _check_tokens(self, inputs: Mapping[str, Any]) -> None:
+        tokens = inputs.get("input_ids")
+        vocabulary = getattr(getattr(self._model, "config", None), "vocab_size", None)
+        # Looked up before the model runs: on a GPU, an index that does not exist takes the whole process down.
+        if isinstance(tokens, Tensor) and isinstance(vocabulary, int) and tokens.numel() and tokens.max() >= vocabulary:
+            raise ValueError(
+                f"the teacher {self.title} knows {vocabulary} tokens and gets number {int(tokens.max())}: it has "
+                "another tokenizer than the student. Give its own tokens in the columns teacher_input_ids and "
+                "teacher_attention_mask"
+            )
 
     def _size(self, resize: bool | None) -> tuple[int, int] | None:
         known = self.preprocessing.size if self.preprocessing is not None else None
