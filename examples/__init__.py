@@ -1,0 +1,1 @@
+"""Example runs, each with its data from a package registry."""
