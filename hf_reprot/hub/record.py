@@ -1,0 +1,199 @@
+"""`RunRecord`: every fact that a student's card states, kept beside its weights as `transfer.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .licenses import License
+from .privacy import public
+from .provenance import DataFacts, ModelFacts, Start
+from .strict_json import from_mapping
+
+RECORD_FILE = "transfer.json"
+FORMAT = 1
+
+JOBS = {
+    "fine-tuning": "fine-tuning (the student started from the teacher's weights)",
+    "distillation": "distillation (the student learns the teacher's task)",
+    "transfer": "transfer (the student learns a task of its own)",
+    "no-teacher": "training without a teacher",
+}
+
+_LOG_ENTRIES = 500
+
+
+@dataclass
+class PairFacts:
+    """A matched pair of layers.
+
+    Attributes:
+        student, teacher: Paths of the two modules.
+        teacher_index: Which of the teachers.
+        weight: Share of the transport term, from 0 to 1.
+        student_neurons, teacher_neurons: Widths; None where they were never seen.
+        picture: Name of the picture of the last plan, below the folder.
+    """
+
+    student: str
+    teacher: str
+    teacher_index: int = 0
+    weight: float = 1.0
+    student_neurons: int | None = None
+    teacher_neurons: int | None = None
+    picture: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """Metrics on one data set, by name without the prefix `eval_`."""
+
+    data: DataFacts
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunRecord:
+    """What is known of a training run and of the student that it made.
+
+    Attributes:
+        name: What the student is called.
+        student: Architecture, size and speed of the student.
+        start: Where its weights started.
+        job: One of `JOBS`.
+        repo_id: Where it was pushed.
+        task: The Hub's pipeline tag.
+        license: The student's licence.
+        classes: Size of its head.
+        input: Shape of one input, such as "3 x 224 x 224".
+        teachers: The teachers, in order.
+        pairs: The matched layers.
+        train_data: What it was trained on.
+        evaluations: What it was evaluated on, with results.
+        transfer: Settings of the transfer, by name.
+        training: Settings of the training, by name.
+        seeds: Seeds, by name.
+        versions: Versions of the software, by name.
+        hardware: What the training ran on.
+        seconds: Duration of the training.
+        step: Optimiser steps taken.
+        history: The training log: one mapping of numbers an entry, with "step".
+        tags: Tags beside those that the card sets by itself.
+        language: Languages of a text model.
+        format: Version of the file's layout.
+    """
+
+    name: str
+    student: ModelFacts
+    start: Start = field(default_factory=Start)
+    job: str = "transfer"
+    repo_id: str | None = None
+    task: str | None = None
+    license: License | None = None
+    classes: int | None = None
+    input: str | None = None
+    teachers: list[ModelFacts] = field(default_factory=list)
+    pairs: list[PairFacts] = field(default_factory=list)
+    train_data: DataFacts | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    transfer: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: str | None = None
+    seconds: float | None = None
+    step: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    language: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    def data_sets(self) -> list[DataFacts]:
+        """Training and evaluation data, each data set once."""
+        found = [self.train_data] if self.train_data is not None else []
+        found += [evaluation.data for evaluation in self.evaluations]
+        return list({data.repo or data.name: data for data in reversed(found)}.values())[::-1]
+
+    def teacher_scores(self) -> bool:
+        """Whether a teacher was evaluated, too."""
+        return any(teacher.metrics for teacher in self.teachers)
+
+    def save(self, folder: str | os.PathLike, secrets: Iterable[str | None] = ()) -> Path:
+        """Writes `transfer.json` into a folder, whole or not at all.
+
+        Tokens, `secrets` and places on this machine are taken out.
+
+        Returns:
+            The file.
+        """
+        path = Path(folder) / RECORD_FILE
+        # A number that JSON has no word for says nothing on a card, either.
+        content = public(_finite(dataclasses.asdict(self)), secrets)
+        waiting = path.with_name(f"_{RECORD_FILE}.part")
+        waiting.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(waiting, path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> RunRecord:
+        """Reads `transfer.json` from a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not JSON, not a record, or one that a later version of this package wrote.
+        """
+        path = Path(folder) / RECORD_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {RECORD_FILE}, the record that hf_reprot leaves beside a student's weights"
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        version = content.get("format") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise ValueError(f"{path} was written by a later hf_reprot (layout {version}; this one reads {FORMAT})")
+        try:
+            record = from_mapping(cls, content)
+        except ValueError as error:
+            raise ValueError(f"{path} is not the record of a run: {error}") from None
+        if record.job not in JOBS:
+            raise ValueError(f"{path} is not the record of a run: job must be one of {', '.join(JOBS)}")
+        return record
+
+
+def thinned_log(entries: Iterable[dict[str, Any]], limit: int = _LOG_ENTRIES) -> list[dict[str, float]]:
+    """The finite numbers of a training log; evaluations stay, training entries are thinned out to about `limit`.
+
+    Args:
+        entries: `TrainerState.log_history`.
+        limit: How many training entries to keep; the last one always stays.
+    """
+    plain = [{name: float(value) for name, value in entry.items() if _is_finite(value)} for entry in entries]
+    training = [entry for entry in plain if "loss" in entry]
+    step = max(1, math.ceil(len(training) / limit))
+    kept = {id(entry) for entry in training[::-1][::step]}
+    return [entry for entry in plain if "loss" not in entry or id(entry) in kept]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items() if not _is_broken(item)}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value if not _is_broken(item)]
+    return value
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,214 @@
+"""What the template of a card shows, section by section."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ..config import OTTransferConfig
+from .licenses import License
+from .paper import _paper
+from .provenance import ModelFacts
+from .record import JOBS, RunRecord
+from .words import (
+    cell,
+    code,
+    data_link,
+    data_title,
+    duration,
+    model_link,
+    origin_link,
+    parameter_count,
+    plain,
+    score,
+    setting_value,
+    start_link,
+    start_sentence,
+    upper,
+)
+
+# What a loss weight or a term's own setting is called in the record; the rest of `transfer` describes the transport.
+_LOSS_SETTINGS = ("task_weight", "ot_weight", "ot_warmup_steps", "kd_weight", "kd_temperature", "l2sp_weight")
+_UNSEEN_SETTINGS = ("layer_pairs", "teacher_model_init_kwargs")  # resolved and private, in this order
+
+
+def opening(record: RunRecord) -> str:
+    """What the student is, in a sentence or two."""
+    student = f"{cell(record.student.architecture)} with {parameter_count(record.student.parameters)} parameters"
+    if not record.teachers:
+        return f"{student}, trained with hf_reprot without a teacher."
+    teachers = " and ".join(model_link(teacher) for teacher in record.teachers)
+    method = f"[optimal transport between neurons]({_paper['url']})"
+    if not record.pairs:
+        return f"{student}, trained with hf_reprot on the logits of {teachers}."
+    return (
+        f"{student}. In training, its representation was pulled toward that of {teachers} by {method}: neurons of both "
+        "are matched by what they compute on the data, whatever their order and number."
+    )
+
+
+def result_columns(record: RunRecord) -> list[str]:
+    """Heads of the columns of `result_rows`."""
+    if not record.teacher_scores():
+        return ["Student"]
+    return ["Student", *(["Teacher"] if len(record.teachers) == 1 else [t.name for t in record.teachers])]
+
+
+def result_rows(record: RunRecord) -> list[dict[str, Any]]:
+    """One row a data set and metric."""
+    rows = []
+    for evaluation in record.evaluations:
+        for name, value in evaluation.metrics.items():
+            teachers = [score(t.metrics.get(name)) for t in record.teachers] if record.teacher_scores() else []
+            data = cell(" ".join(filter(None, (evaluation.data.name, evaluation.data.split))))
+            rows.append({"data": data, "metric": name, "scores": [score(value), *teachers]})
+    return rows
+
+
+def model_rows(record: RunRecord) -> list[dict[str, str]]:
+    """Teachers and student side by side."""
+    role = "Teacher" if len(record.teachers) == 1 else "Teacher {}"
+    rows = [_model_row(role.format(i + 1), t, origin_link(t)) for i, t in enumerate(record.teachers)]
+    return [*rows, _model_row("**Student**", record.student, start_link(record), record.license)]
+
+
+def _model_row(role: str, model: ModelFacts, origin: str, license: License | None = None) -> dict[str, str]:
+    license = license or model.license
+    return {
+        "role": role,
+        "architecture": model.architecture,
+        "origin": origin,
+        "parameters": parameter_count(model.parameters),
+        "speed": f"{model.speed.samples_per_second:,.0f} a second" if model.speed is not None else "not measured",
+        "license": license.title if license is not None else "not known",
+    }
+
+
+def speed_sentence(record: RunRecord) -> str:
+    """One sentence on how the speeds were measured; empty where none was."""
+    measured = [model.speed for model in (*record.teachers, record.student) if model.speed is not None]
+    if not measured:
+        return ""
+    last = measured[-1]
+    inputs = sorted({speed.input for speed in measured})
+    return (
+        f"Speed: forward passes in evaluation mode, batches of {last.batch_size}, inputs of {' and '.join(inputs)}, "
+        f"{last.dtype}, on {cell(last.device)}."
+    )
+
+
+def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
+    """What the run was: names and values."""
+    rows = [("Job", JOBS[record.job]), ("Student's weights started", start_sentence(record))]
+    for i, teacher in enumerate(record.teachers):
+        title = "Teacher" if len(record.teachers) == 1 else f"Teacher {i + 1}"
+        rows.append((title, f"{model_link(teacher)}, {cell(teacher.architecture)}, frozen"))
+    if record.train_data is not None:
+        rows.append(("Trained on", data_link(record.train_data)))
+    rows += [("Evaluated on", data_link(evaluation.data)) for evaluation in record.evaluations]
+    if record.input is not None:
+        rows.append(("Input", record.input))
+    if record.classes is not None:
+        rows.append(("Classes", str(record.classes)))
+    if record.hardware is not None:
+        rows.append(("Hardware", cell(record.hardware)))
+    if record.step is not None:
+        time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
+        rows.append(("Optimiser steps", f"{record.step:,}{time}"))
+    return rows
+
+
+def loss_formula(record: RunRecord) -> str:
+    """The loss, with the terms that took part."""
+    weight = record.transfer.get
+    terms = ["task_weight * task"] if weight("task_weight") else []
+    if record.pairs:
+        terms.append("ot_weight * transport (weighted mean over the matched layers)")
+    if weight("kd_weight"):
+        terms.append("kd_weight * KL of the logits at kd_temperature")
+    if weight("l2sp_weight"):
+        terms.append("l2sp_weight * squared distance from the weights at the start")
+    return f"`loss = {' + '.join(terms)}`"
+
+
+def split_settings(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the loss and of the transport."""
+    loss = {name: record.transfer[name] for name in _LOSS_SETTINGS if name in record.transfer}
+    rest = {n: v for n, v in record.transfer.items() if n not in loss and n not in _UNSEEN_SETTINGS}
+    return loss, rest
+
+
+def setting_table(settings: dict[str, Any]) -> str:
+    """Settings as a table, with what they mean where they are this package's own."""
+    meanings = _meanings()
+    wide = any(name in meanings for name in settings)
+    lines = ["| Setting | Value | |", "|---|---|---|"] if wide else ["| Setting | Value |", "|---|---|"]
+    for name, value in settings.items():
+        line = f"| `{code(name)}` | {setting_value(value)} |"
+        lines.append(line + f" {cell(meanings.get(name, ''))} |" if wide else line)
+    return "\n".join(lines) if settings else ""
+
+
+@functools.cache
+def _meanings() -> dict[str, str]:
+    own = set(OTTransferConfig.transfer_fields())
+    fields = OTTransferConfig.__dataclass_fields__
+    return {name: fields[name].metadata.get("help", "") for name in own}
+
+
+def limits(record: RunRecord) -> list[str]:
+    """What nobody should take the student for."""
+    limits = []
+    if record.evaluations:
+        where = ", ".join(dict.fromkeys(cell(evaluation.data.name) for evaluation in record.evaluations))
+        limits.append(f"It was evaluated on {where} only: nothing is known of how it does on other data.")
+    else:
+        limits.append("It was not evaluated: nothing is known of how well it does.")
+    if record.teachers:
+        limits.append(
+            "A student that follows a teacher takes over the teacher's mistakes and biases, and those of the data that "
+            "the teacher was trained on."
+        )
+    if record.pairs:
+        limits.append(
+            "A low transport cost says that neurons of student and teacher can be matched on the training data, not "
+            "that the student is as good as the teacher."
+        )
+    if record.train_data is not None and record.train_data.samples is not None and record.train_data.samples < 10_000:
+        limits.append(f"It saw {record.train_data.samples:,} training samples, which is few.")
+    return limits
+
+
+def licence_sentences(record: RunRecord) -> list[str]:
+    """The licences of everything that went into the student."""
+
+    def said(license: License | None) -> str:
+        if license is None:
+            return "not known"
+        title = plain(license.title)
+        return f"[{title}]({license.link})" if license.link and license.link.startswith("https://") else title
+
+    sentences = [f"The student: {said(record.license)}."]
+    if record.start.kind in ("hub", "folder"):
+        sentences.append(f"The weights it started from ({start_link(record)}): {said(record.start.license)}.")
+    sentences += [f"The teacher {model_link(teacher)}: {said(teacher.license)}." for teacher in record.teachers]
+    for data in record.data_sets():
+        sentences.append(f"{upper(data_title(data, data_link(data, split=False)))}: {said(data.license)}.")
+    return sentences
+
+
+def compared_models(record: RunRecord) -> list[dict[str, Any]]:
+    """What `comparison_figure` takes: teachers first."""
+    student = record.evaluations[0].metrics if record.evaluations else {}
+    titles = ["teacher"] if len(record.teachers) == 1 else [f"teacher {i + 1}" for i in range(len(record.teachers))]
+    models = [*((f"{title}: {t.architecture}", t, t.metrics) for title, t in zip(titles, record.teachers, strict=True))]
+    models.append((f"student: {record.student.architecture}", record.student, student))
+    return [
+        {
+            "name": name,
+            "parameters": model.parameters,
+            "samples_per_second": model.speed.samples_per_second if model.speed is not None else None,
+            "accuracy": metrics.get("accuracy"),
+        }
+        for name, model, metrics in models
+    ]

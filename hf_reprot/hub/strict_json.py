@@ -1,0 +1,91 @@
+"""Dataclasses from JSON, strictly: every value is checked against its field's type, nothing is executed or guessed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], data: Any, where: str = "") -> T:
+    """Builds a dataclass from what `json.loads` gave.
+
+    Args:
+        cls: A dataclass whose fields are str, int, float, bool, None, lists, dictionaries with string keys, unions of
+            these, or such dataclasses.
+        data: The mapping.
+        where: Path to it, for messages.
+
+    Raises:
+        ValueError: a field is missing, unknown (the nearest one is named) or of another type.
+    """
+    place = where or cls.__name__
+    if not isinstance(data, dict):
+        raise ValueError(f"{place} must be a mapping, got {_kind(data)}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in data:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            raise ValueError(f"{place} has no field {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _check(hints[name], data[name], f"{where}.{name}" if where else name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{place} lacks the field {name!r}")
+    return cls(**values)
+
+
+def _check(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return _check_union(arguments, value, where)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {_kind(value)}")
+        return [_check(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a mapping, got {_kind(value)}")
+        return {str(key): _check(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is types.NoneType:
+        fits = value is None
+    else:  # True is an int to Python, not to a reader of JSON
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, got {_kind(value)}")
+    return value
+
+
+def _check_union(kinds: tuple, value: Any, where: str) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    rest = [kind for kind in kinds if kind is not types.NoneType]
+    # The exact kind first, so that 1 stays an int where both int and float are legal.
+    exact = [kind for kind in rest if type(value) is kind]
+    failures = []
+    for kind in exact + [kind for kind in rest if kind not in exact]:
+        try:
+            return _check(kind, value, where)
+        except ValueError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    names = ", ".join(str(getattr(kind, "__name__", kind)) for kind in rest)
+    raise ValueError(f"{where} must be one of {names}, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
