@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 STATE_FILE = "transfer_state.safetensors"
 PICKLES = ("training_args.bin",)
+PROCESSES = "processes"  # entry of the state: how many processes the run had
 
 
 def save_transfer_state(folder: str | Path, state: Mapping[str, Tensor], rank: int | None = None) -> None:

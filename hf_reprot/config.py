@@ -74,8 +74,9 @@ class OTTransferConfig(TrainingArguments):
 
     layer_pairs: list[str] = _setting(
         ["last"],
-        'Layers to match: "last" (the representation before the head), "stages", or student=teacher module paths, '
-        'such as "layer4=vit.layers.11".',
+        'Layers to match: "last" (the representation before the head), "stages", or student=teacher, each a module path '
+        '(as in "layer4=vit.layers.11"), "stage:i" or "block:i". Behind a path, ":input" takes what goes into the '
+        'module, and ":nchw", ":nhwc" or ":prefixN" says what its axes are where the model does not show it.',
     )
     ot_positions: str = _setting(
         "pooled", 'Samples: "pooled" (one an image or text) or "all" (every position).', choices=list(POSITIONS)
@@ -144,6 +145,8 @@ class OTTransferConfig(TrainingArguments):
         check_choice("ot_dead_neurons", self.ot_dead_neurons, DEAD_NEURONS)
         if self.ot_debiased and self.ot_method != "sinkhorn":
             raise ValueError(f"ot_debiased needs ot_method='sinkhorn', got ot_method={self.ot_method!r}")
+        if self.ot_positions == "all" and self.ot_tokens == "class":
+            raise ValueError("ot_tokens='class' is one sample an image: it goes with ot_positions='pooled'")
         if self.task_weight == self.ot_weight == self.kd_weight == 0:
             raise ValueError("task_weight, ot_weight and kd_weight are all 0: nothing is left to learn from")
 

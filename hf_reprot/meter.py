@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-SUMMED = ("ot_dropped", "ot_skipped")  # counts: their sum over the window says more than their mean
+SUMMED = ("ot_dropped", "ot_skipped", "dropped_steps")  # counts: their sum over the window says more than their mean
 
 
 class Meter:

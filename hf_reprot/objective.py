@@ -37,7 +37,7 @@ class TransferObjective:
         pairs: Which student layer goes with which teacher layer, resolved.
         config: The settings.
         preprocessing: How the student's `pixel_values` were normalised; None for text or where it is not known.
-        head: Path of the student's head, which L2-SP leaves alone.
+        heads: Paths of the student's heads, which L2-SP leaves alone.
     """
 
     def __init__(
@@ -47,9 +47,10 @@ class TransferObjective:
         pairs: Sequence[LayerPair],
         config: OTTransferConfig,
         preprocessing: Preprocessing | None = None,
-        head: str | None = None,
+        heads: Sequence[str] = (),
     ):
         self.config = config
+        self.student = student
         self.teachers = list(teachers)
         self.pairs = list(pairs)
         self.preprocessing = preprocessing
@@ -61,7 +62,7 @@ class TransferObjective:
         self.transport = RepresentationTransport(**config.transport_settings())
         self.running = [RunningMoments(config.plan_momentum) for _ in self.pairs] if config.plan_momentum > 0 else None
         self.distillation = LogitDistillation(config.kd_temperature) if config.kd_weight > 0 else None
-        self.anchor = L2SP(student, exclude=[head] if head else []) if config.l2sp_weight > 0 else None
+        self.anchor = L2SP(student, exclude=heads) if config.l2sp_weight > 0 else None
         self.plans: list[Tensor] = []  # of the last batch, one a pair: what a plot or a card shows
 
     def close(self) -> None:
@@ -95,6 +96,7 @@ class TransferObjective:
                 positions=self.config.ot_positions,
                 tokens=self.config.ot_tokens,
                 mask=inputs.get("attention_mask"),
+                teacher_mask=inputs.get("teacher_attention_mask"),
             )
             for pair in self.pairs
         ]
@@ -143,7 +145,7 @@ class TransferObjective:
             logs |= output.logs
         if task is None and self.distillation is None and student_logits is not None:
             # The head takes part with a gradient of 0: DDP waits for every parameter that the outputs depend on.
-            total.append(0.0 * student_logits.float().sum())
+            total.append((0.0 * student_logits.float().nan_to_num()).sum())
         return Terms(torch.stack([term.float() for term in total]).sum(), logs, dropped)
 
     def _transport_logs(self, outputs: Sequence[LossOutput]) -> dict[str, Tensor]:

@@ -40,8 +40,11 @@ def check_pairs(student: nn.Module, objective: TransferObjective, device: torch.
     if inputs is None:
         logger.info("The student's inputs are not known before training: layer pairs are checked on the first batch.")
         return []
-    with torch.no_grad(), _evaluating(student), objective.recording():
-        outputs = student(**inputs)
+    for teacher in objective.teachers:
+        teacher.check_input(inputs, objective.preprocessing)
+    # With gradients, so that a layer that none can flow through is found here.
+    with torch.enable_grad(), _evaluating(student), objective.recording():
+        outputs = _forward(student, inputs)
     layers, logits = objective.teach(inputs)
     if objective.distillation is not None:
         _check_logits(outputs["logits"], logits, objective)
@@ -56,6 +59,20 @@ def check_pairs(student: nn.Module, objective: TransferObjective, device: torch.
                 "teacher neurons: choose layers of equal width, or ot_method='sinkhorn'"
             )
     return widths
+
+
+def _forward(student: nn.Module, inputs: dict[str, Tensor]) -> Any:
+    try:
+        return student(**inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model raises on a shape that it cannot take
+        given = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"the student does not take what its processor makes ({given}): {reason.rstrip('.')}. Give a "
+            "processing_class of the student's own size"
+        ) from error
 
 
 def check_batch_size(config: OTTransferConfig, samples: int, widths: Sequence[tuple[int, int]]) -> None:
@@ -109,10 +126,10 @@ def _made_up_batch(student: nn.Module, objective: TransferObjective, device: tor
 def _check_logits(student: Tensor, teachers: Sequence[Tensor | None], objective: TransferObjective) -> None:
     for teacher, logits in zip(objective.teachers, teachers, strict=True):
         if logits is None:
-            raise ValueError(f"kd_weight is above 0 but teacher {teacher.name} has no head: set kd_weight=0")
+            raise ValueError(f"kd_weight is above 0 but teacher {teacher.title} has no head: set kd_weight=0")
         if logits.shape != student.shape:
             raise ValueError(
-                f"kd_weight is above 0 but teacher {teacher.name} has {logits.shape[-1]} classes and the student "
+                f"kd_weight is above 0 but teacher {teacher.title} has {logits.shape[-1]} classes and the student "
                 f"{student.shape[-1]}: set kd_weight=0 or use a teacher of the student's task"
             )
 

@@ -63,7 +63,9 @@ def create_timm_student(
     model_args = _input_args(architecture, changes) | model_args
     model = timm.create_model(architecture, num_classes=len(label_names), **model_args)
     changes.setdefault("license", None)  # the architecture states one for weights that this student does not have
-    return wrap_timm(model, label_names, pretrained_cfg=changes, model_args=model_args)
+    student = wrap_timm(model, label_names, pretrained_cfg=changes, model_args=model_args)
+    student.weights_from = "scratch"  # for the card: nothing of a module tells new weights from loaded ones
+    return student
 
 
 def wrap_timm(

@@ -7,32 +7,31 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer
-from transformers.training_args import ParallelMode
 
-from .checkpoints import (
-    has_plain_weights,
-    load_transfer_state,
-    load_weights_strictly,
-    remove_pickles,
-    save_transfer_state,
-)
+from .callback import TransferCallback
+from .checkpointing import CheckpointingMixin
 from .config import OTTransferConfig
-from .data import ImageCollator, image_columns, is_transformed
-from .matching import last_layer, match_pairs
+from .data import AugmentationEpoch, ImageCollator, image_columns, is_transformed, leave_encoded
+from .guard import GradientGuard
+from .launch import check_launch
+from .matching import head_paths, match_pairs
 from .meter import Meter
 from .objective import TransferObjective, pair_name
 from .probe import check_batch_size, check_pairs
-from .student import as_student, portable_state_dict
+from .publishing import PublishingMixin
+from .resume import check_writable
+from .student import as_student
 from .teacher import Preprocessing, Teacher
 from .watch import NonFiniteWatch
 
 TEACHER_PREFIX = "teacher_"
 
 
-class OTTransferTrainer(Trainer):
+class OTTransferTrainer(PublishingMixin, CheckpointingMixin, Trainer):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
 
     Everything of `transformers.Trainer` works as it does there: callbacks, trackers, resuming, gradient accumulation,
@@ -87,9 +86,12 @@ class OTTransferTrainer(Trainer):
             args = OTTransferConfig(output_dir="tmp_trainer")
         if not isinstance(args, OTTransferConfig):
             raise TypeError(f"args must be an OTTransferConfig, got {type(args).__name__}: it holds the transfer's own")
-        self.objective: TransferObjective | None = None
+        self.transfer: TransferObjective | None = None
         self._meter, self._watch = Meter(), NonFiniteWatch(args.ot_nonfinite_limit)
-        self.teachers = _load_teachers(teacher_model, args)
+        self._guard = GradientGuard(args.ot_nonfinite_limit)
+        if args.should_save and args.save_strategy != "no":
+            check_writable(args.output_dir)
+        self.teachers = _load_teachers(teacher_model, args, student=model)
         if model is not None:
             model = as_student(model)
         if data_collator is None and isinstance(processing_class, BaseImageProcessor):
@@ -103,40 +105,25 @@ class OTTransferTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self._check_launch()
-        self.preprocessing = Preprocessing.of(processing_class) or Preprocessing.of(self.model)
+        check_launch(self)
+        self.preprocessing = (
+            Preprocessing.of(processing_class)
+            or Preprocessing.of(getattr(self.data_collator, "processor", None))
+            or Preprocessing.of(self.model)
+        )
         for teacher in self.teachers:
             teacher.model.to(self.args.device)
+        self.add_callback(TransferCallback(self))
+        if hasattr(self.data_collator, "set_epoch"):
+            self.add_callback(AugmentationEpoch(self.data_collator))
         self._build_objective()
 
     # ---- construction ----
 
-    def _check_launch(self) -> None:
-        """Refuses launches that would silently train something else than was asked for."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        seen = self.accelerator.num_processes
-        if world != seen:
-            raise ValueError(
-                f"WORLD_SIZE is {world} but accelerate sees {seen} process(es): every process would train a model of "
-                "its own. On CPUs start with `torchrun --nproc_per_node N script.py --use_cpu`"
-            )
-        if self.args.fsdp and not self.is_fsdp_enabled:
-            raise ValueError("fsdp was asked for but is not active: FSDP needs accelerators; leave it out on CPUs")
-        if self.args.n_gpu > 1 and self.args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, which would use nn.DataParallel: its replicas run "
-                "in threads and cannot share taps. Start with `torchrun --nproc_per_node "
-                f"{self.args.n_gpu} ...` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU"
-            )
-        if self.args.l2sp_weight > 0 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "l2sp_weight needs whole parameters on every process: it does not go with FSDP or DeepSpeed"
-            )
-
     def _build_objective(self) -> None:
         """Resolves layers, hangs the taps, builds the losses and checks that everything fits together."""
-        if self.objective is not None:
-            self.objective.close()
+        if self.transfer is not None:
+            self.transfer.close()
         args = self.args
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         for teacher in self.teachers:
@@ -146,22 +133,25 @@ class OTTransferTrainer(Trainer):
         if args.ot_weight > 0:
             models = [teacher.model for teacher in self.teachers]
             pairs = match_pairs(args.layer_pairs, student, models, positions=args.ot_positions)
-        self.objective = TransferObjective(
-            student, self.teachers, pairs, args, preprocessing=self.preprocessing, head=_head_path(student)
+        self.transfer = TransferObjective(
+            student, self.teachers, pairs, args, preprocessing=self.preprocessing, heads=head_paths(student)
         )
         self._watch.names = [pair_name(pair, len(self.teachers)) for pair in pairs]
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        widths = [] if sharded else check_pairs(student, self.objective, args.device)
+        widths = [] if sharded else check_pairs(student, self.transfer, args.device)
         sharing = self.accelerator.num_processes if args.ot_global_batch else 1
         check_batch_size(args, args.train_batch_size * sharing, widths)
 
     def call_model_init(self, trial=None) -> nn.Module:
-        """A new student: its taps are hung anew."""
-        model = as_student(super().call_model_init(trial))
-        if self.objective is not None:
-            self.model = model
+        """As in `Trainer`; a bare timm model is put inside transformers' wrapper."""
+        return as_student(super().call_model_init(trial))
+
+    def _hp_search_setup(self, trial) -> None:
+        # Training has got its student from `model_init`, if there is one, and moved it; a search has set its values.
+        super()._hp_search_setup(trial)
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if trial is not None or student is not self.transfer.student:
             self._build_objective()
-        return model
 
     # ---- data ----
 
@@ -173,8 +163,10 @@ class OTTransferTrainer(Trainer):
             self._signature_columns += [c for c in getattr(self.data_collator, "input_columns", ()) if c]
 
     def _remove_unused_columns(self, dataset, description: str | None = None):
-        # A transform makes its columns when a row is read: what it reads must not be removed before.
-        return dataset if is_transformed(dataset) else super()._remove_unused_columns(dataset, description)
+        if is_transformed(dataset):  # it makes its columns when a row is read: what it reads must not be removed
+            return dataset
+        dataset = super()._remove_unused_columns(dataset, description)
+        return leave_encoded(dataset, getattr(self.data_collator, "input_columns", (None,))[0])
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """As in `Trainer`; images are not augmented."""
@@ -208,16 +200,23 @@ class OTTransferTrainer(Trainer):
         own = {name: value for name, value in inputs.items() if not name.startswith(TEACHER_PREFIX)}
         if not model.training:
             return super().compute_loss(model, own, return_outputs, num_items_in_batch)
-        with self.objective.recording():
+        with self.transfer.recording():
             task, outputs = self._task_loss(model, own)
         with self.accelerator.autocast():  # for the teachers; the transport itself leaves it again
-            terms = self.objective(inputs, task, _logits(outputs, task is not None), self.current_ot_weight())
+            terms = self.transfer(inputs, task, _logits(outputs, task is not None), self.current_ot_weight())
         self._meter.add(terms.logs)
         self._watch.record(terms.dropped)
         loss = terms.loss
         if self.compute_loss_func is not None and not hasattr(Trainer, "loss_is_scaled_for_ga"):
             loss = loss / self.current_gradient_accumulation_steps  # older Trainers leave custom losses unscaled
         return (loss, outputs) if return_outputs else loss
+
+    def _guard_gradient(self) -> None:
+        """Drops a gradient that is not finite, and counts it in the logs."""
+        if self.is_deepspeed_enabled or self.accelerator.scaler is not None:
+            return  # they look after it themselves
+        dropped = self._guard.check(self.model)
+        self._meter.add({"dropped_steps": torch.tensor(float(dropped), device=self.args.device)})
 
     def _task_loss(self, model, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
         labels = [name for name in self.label_names if inputs.get(name) is not None]
@@ -251,53 +250,8 @@ class OTTransferTrainer(Trainer):
             logs.update(self._meter.pop(self.accelerator.gather))
         super().log(logs, start_time)
 
-    # ---- checkpoints ----
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        super()._save(output_dir, state_dict=portable_state_dict(model, state_dict))
-        if self.args.should_save:
-            remove_pickles(output_dir or self.args.output_dir)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        super()._push_from_checkpoint(checkpoint_folder)
-        remove_pickles(self.args.output_dir)
-
-    def _own_rank(self) -> int | None:
-        """This process's number where its transfer state is its own; None where all processes hold the same."""
-        return None if self.args.ot_global_batch else self.args.process_index
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self._own_rank() is not None or self.args.should_save:
-            save_transfer_state(output_dir, self.objective.state_dict(), self._own_rank())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        state = load_transfer_state(checkpoint, self._own_rank()) if checkpoint is not None else None
-        if state is not None:
-            self.objective.load_state_dict(state)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if not self._load_strictly(resume_from_checkpoint, model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_strictly(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _load_strictly(self, folder: str, model=None) -> bool:
-        """Loads all weights or raises; False where the stock ways (sharded training, adapters) know better."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not has_plain_weights(folder):
-            return False
-        student = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
-        if not isinstance(student, PreTrainedModel):
-            return False
-        load_weights_strictly(student, folder)
-        return True
-
-
-def _load_teachers(teacher_model, args: OTTransferConfig) -> list[Teacher]:
+def _load_teachers(teacher_model, args: OTTransferConfig, student: nn.Module | None) -> list[Teacher]:
     sources = teacher_model if isinstance(teacher_model, list | tuple) else [teacher_model]
     sources = [source for source in sources if source is not None]
     if not sources and (args.ot_weight > 0 or args.kd_weight > 0):
@@ -305,8 +259,8 @@ def _load_teachers(teacher_model, args: OTTransferConfig) -> list[Teacher]:
             f"ot_weight={args.ot_weight} and kd_weight={args.kd_weight} ask for a teacher: give teacher_model, "
             "or set both to 0"
         )
-    init_kwargs = args.teacher_model_init_kwargs or {}
-    return [Teacher.load(source, dtype=args.teacher_dtype, init_kwargs=init_kwargs) for source in sources]
+    options = {"dtype": args.teacher_dtype, "init_kwargs": args.teacher_model_init_kwargs or {}, "student": student}
+    return [Teacher.load(source, **options) for source in sources]
 
 
 def _image_collator(processor: BaseImageProcessor, *datasets: Any) -> ImageCollator | None:
@@ -317,12 +271,6 @@ def _image_collator(processor: BaseImageProcessor, *datasets: Any) -> ImageColla
             image, label = columns
             return ImageCollator(processor, image_column=image, label_column=label)
     return None
-
-
-def _head_path(student: nn.Module) -> str | None:
-    """Path of the module that the representation before the head goes into; None for a model without a head."""
-    layer = last_layer(student)
-    return layer.removesuffix(":input") if layer.endswith(":input") else None
 
 
 def _logits(outputs: Any, has_loss: bool) -> Tensor | None:

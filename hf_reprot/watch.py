@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ class NonFiniteWatch:
             return
         if self._streak is None or self._streak.shape != dropped.shape:
             self._streak = torch.zeros_like(dropped)
-        self._streak = (self._streak + 1) * dropped
+        self._streak = (self._streak.to(dropped) + 1) * dropped
         if self._streak.is_cuda:
             if self._arrived is not None and not self._arrived.query():
                 return  # the former copy is still under way: look at it first
@@ -37,6 +39,14 @@ class NonFiniteWatch:
             self._arrived.record()
         else:
             self._copy = self._streak
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts, for a checkpoint."""
+        return {} if self._streak is None else {"watch.streak": self._streak}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` gave; from an empty one, starts anew."""
+        self._streak, self._copy, self._arrived = state.get("watch.streak"), None, None
 
     def check(self) -> None:
         """Raises where a pair has been dropped too often.

@@ -100,7 +100,7 @@ def test_through_the_trainer(tmp_path, make):
     with torch.no_grad(), taps.armed():
         teacher(inputs[0])
     (activation,) = taps.take().values()
-    _assert_recovered(trainer.objective.plans[0], order, pair_neurons(activation, activation, positions="all")[1])
+    _assert_recovered(trainer.transfer.plans[0], order, pair_neurons(activation, activation, positions="all")[1])
 
 
 def _assert_recovered(plan: torch.Tensor, order: torch.Tensor, teacher: torch.Tensor) -> None:

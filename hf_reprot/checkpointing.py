@@ -1,0 +1,113 @@
+"""The methods of `Trainer` that save a run and go on with it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .checkpoints import (
+    PROCESSES,
+    has_plain_weights,
+    load_transfer_state,
+    load_weights_strictly,
+    save_transfer_state,
+)
+from .resume import check_whole, explained_failure, last_whole_checkpoint
+from .student import portable_state_dict
+from .window import restore_window, window_state
+
+
+class CheckpointingMixin:
+    """For a trainer with an objective (`transfer`), a meter and a watch: saves and restores all of a transfer run."""
+
+    _restored: dict[str, Tensor] | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
+        """As in `Trainer`. Resumes from whole checkpoints only: with True, from the last one that is.
+
+        Raises:
+            ValueError: the checkpoint is damaged, unfinished or of another model.
+            OSError: a checkpoint could not be written; the earlier ones are as they were.
+            FloatingPointError: losses or gradients were not finite again and again.
+        """
+        if resume_from_checkpoint and not self._is_sharded():
+            if isinstance(resume_from_checkpoint, bool):
+                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            check_whole(resume_from_checkpoint)
+        self._restored = None
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    # ---- saving ----
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with explained_failure(folder, remove=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        super()._save(output_dir, state_dict=portable_state_dict(model, state_dict))
+
+    def _own_rank(self) -> int | None:
+        """This process's number where its transfer state is its own; None where all processes hold the same."""
+        return None if self.args.ot_global_batch else self.args.process_index
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self.transfer.state_dict() | self._watch.state_dict()
+        state |= window_state(self, self._meter, self.accelerator.gather)
+        state[PROCESSES] = torch.tensor(self.args.world_size)
+        if self._own_rank() is not None or self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)  # the process that makes it may not have come so far
+            save_transfer_state(output_dir, state, self._own_rank())
+
+    # ---- loading ----
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._restored = load_transfer_state(checkpoint, self._own_rank()) if checkpoint is not None else None
+        if self._restored is not None:
+            self.transfer.load_state_dict(self._restored)
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        epochs, steps = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None and self.state.global_step >= max_steps:
+            return num_train_epochs, 0  # the run was at its end: the stock trainer would make one step more
+        return epochs, steps
+
+    def _begin_window(self) -> None:
+        """Starts the sums for the log: from zero, or from where the checkpoint stood."""
+        state = self._restored or {}
+        restore_window(self, self._meter, state)
+        self._watch.load_state_dict(state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if not self._load_strictly(resume_from_checkpoint, model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_strictly(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_strictly(self, folder: str, model=None) -> bool:
+        """Loads all weights or raises; False where the stock ways (sharded training, adapters) know better."""
+        if self._is_sharded() or not has_plain_weights(folder):
+            return False
+        student = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
+        if isinstance(student, PreTrainedModel):
+            load_weights_strictly(student, folder)
+        else:
+            student.load_state_dict(load_file(os.path.join(folder, SAFE_WEIGHTS_NAME)), strict=True)
+        return True

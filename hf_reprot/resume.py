@@ -1,0 +1,177 @@
+"""Which checkpoint a run can go on from: whole ones only, told apart from what an interrupted write left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from .checkpoints import PROCESSES, STATE_FILE
+
+logger = logging.getLogger(__name__)
+
+_STATE = "trainer_state.json"
+
+
+def check_whole(folder: str | os.PathLike) -> None:
+    """Looks for what an interrupted, failed or damaged write leaves out, without reading the weights.
+
+    Args:
+        folder: A checkpoint of a run that is neither sharded nor DeepSpeed's: those have files of their own.
+
+    Raises:
+        ValueError: a file is missing, cut off or not of its format; the message names it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no checkpoint {folder}")
+    state = folder / _STATE
+    if not state.is_file():
+        raise _damaged(folder, f"{_STATE}, which is written last, is missing")
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(folder, f"{_STATE} is cut off or no JSON") from error
+    weights = sorted(folder.glob("*.safetensors"))
+    if not [path for path in weights if not path.name.startswith(Path(STATE_FILE).stem)]:
+        raise _damaged(folder, "the weights are missing")
+    for path in weights:
+        if not _is_whole_safetensors(path):
+            raise _damaged(folder, f"{path.name} is cut off or no safetensors file")
+    _check_shards(folder)
+    for name in ("optimizer.pt", "scheduler.pt", *_rng_files(folder)):
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(folder, f"{name} is missing (a run with save_only_model cannot be resumed)")
+        if not zipfile.is_zipfile(path):
+            raise _damaged(folder, f"{name} is cut off or no file of torch.save")
+
+
+def last_whole_checkpoint(output_dir: str | os.PathLike) -> str:
+    """The checkpoint with the most steps that is whole; damaged ones are passed over with a warning.
+
+    Raises:
+        ValueError: there is none; the message says what is wrong with the newest one.
+    """
+    found = []
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if number.isdigit() and folder.is_dir():
+            found.append((int(number), folder))
+    reasons = []
+    for _, folder in sorted(found, reverse=True):
+        try:
+            check_whole(folder)
+        except ValueError as error:
+            logger.warning("%s", error)
+            reasons.append(str(error))
+        else:
+            return str(folder)
+    if reasons:
+        raise ValueError(f"no checkpoint in {output_dir} can be resumed from: {reasons[0]}")
+    raise ValueError(f"No valid checkpoint found in output directory ({output_dir})")
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Tries to write into the folder of a run before hours are spent on what could not be saved.
+
+    Raises:
+        PermissionError: the folder cannot be made or written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        raise PermissionError(
+            f"output_dir {folder} cannot be written to ({error.strerror or error}): choose another folder, or "
+            "save_strategy='no' to train without saving"
+        ) from error
+
+
+@contextlib.contextmanager
+def explained_failure(folder: str | os.PathLike, *, remove: bool) -> Iterator[None]:
+    """Says in one line that a checkpoint could not be written, and leaves nothing of it behind.
+
+    Args:
+        folder: The checkpoint that is written inside.
+        remove: Delete what was written of it (one process of a run does).
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_write_error(error):
+            raise
+        if _is_whole(folder):
+            raise  # something else failed, such as an upload
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint {folder} could not be written ({error}): is the disk full? Earlier checkpoints are as "
+            "they were; resume from the last one with resume_from_checkpoint=True"
+        ) from error
+
+
+def _is_whole(folder: str | os.PathLike) -> bool:
+    try:
+        check_whole(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_write_error(error: RuntimeError) -> bool:
+    """Whether torch.save could not write: it raises a bare RuntimeError, also where the file system said why."""
+    return any(
+        part in str(error) for part in ("PytorchStreamWriter", "inline_container", "file write", "unexpected pos")
+    )
+
+
+def _damaged(folder: Path, reason: str) -> ValueError:
+    return ValueError(f"the checkpoint {folder} is damaged or unfinished: {reason}. Resume from an earlier one")
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (struct.error, ValueError, MemoryError, OverflowError):
+        return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + length + max(ends, default=0)
+
+
+def _check_shards(folder: Path) -> None:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise _damaged(folder, f"{index.name} is cut off or no JSON") from error
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise _damaged(folder, f"{', '.join(missing[:3])} is missing")
+
+
+def _rng_files(folder: Path) -> list[str]:
+    """The generator states that the run which wrote the checkpoint had: one a process."""
+    states = sorted(folder.glob(f"{Path(STATE_FILE).stem}*.safetensors"))
+    if not states:
+        raise _damaged(folder, f"{STATE_FILE} is missing (a checkpoint of another trainer cannot be resumed)")
+    with safe_open(states[0], framework="pt") as file:
+        processes = int(file.get_tensor(PROCESSES)) if PROCESSES in file.keys() else 1  # noqa: SIM118
+    return ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]

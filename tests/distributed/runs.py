@@ -1,0 +1,87 @@
+"""Training runs that mean the same whatever the number of processes: the samples of a step are the same 32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from tests.models import Images, convnext, resnet, vit
+from tests.trainer.runs import make_trainer, training_logs
+
+SAMPLES = 32
+PAIRS = ["last", "vit.layers.0=resnet.encoder.stages.0", "vit.layers.1=resnet.encoder.stages.1"]
+
+
+class KeepGradients(TrainerCallback):
+    """The gradients of the last step."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def frozen_batch_norm(model: nn.Module) -> nn.Module:
+    """Batch normalisation in evaluation mode for good."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+    return model
+
+
+def frozen_embeddings(model: nn.Module) -> nn.Module:
+    for parameter in model.vit.embeddings.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def with_unused_parameter(model: nn.Module) -> nn.Module:
+    model.unused = nn.Linear(3, 3)
+    return model
+
+
+# Name -> (student, settings)
+RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "standardised": (vit, {}),
+    "raw": (vit, {"ot_standardize": False}),
+    "every position": (vit, {"ot_positions": "all", "layer_pairs": ["vit.layers.1=resnet.encoder.stages.0"]}),
+    "several layer pairs": (vit, {"layer_pairs": PAIRS}),
+    "label-free": (vit, {"task_weight": 0.0}),
+    "label-free, frozen": (lambda: frozen_embeddings(vit()), {"task_weight": 0.0}),
+    "label-free with logits, frozen": (lambda: frozen_embeddings(vit()), {"task_weight": 0.0, "kd_weight": 1.0}),
+    "inner layer, label-free": (vit, {"task_weight": 0.0, "layer_pairs": PAIRS[1:2]}),
+    "frozen, unused, logits": (lambda: frozen_embeddings(with_unused_parameter(vit())), {"kd_weight": 1.0}),
+    "all terms, debiased": (vit, {"ot_debiased": True, "kd_weight": 1.0, "l2sp_weight": 0.1}),
+    "moments carried over steps": (vit, {"plan_momentum": 0.9, "max_steps": 3}),
+    "accumulation": (vit, {"gradient_accumulation_steps": 2}),
+    "activation checkpointing": (vit, {"activation_checkpointing": True}),
+    "frozen batch normalisation": (lambda: frozen_batch_norm(resnet()), {}),
+    "no batch normalisation": (convnext, {}),
+}
+LOCAL = (vit, {"ot_global_batch": False, "ot_weight": 3.0})
+
+
+def run(folder: Path, make: Callable[[], nn.Module], settings: dict[str, Any], processes: int = 1) -> dict[str, Any]:
+    """Trains on the same samples whatever the number of processes; logs, gradients of the last step, weights."""
+    accumulation = settings.get("gradient_accumulation_steps", 1)
+    keep = KeepGradients()
+    trainer = make_trainer(
+        folder,
+        model=make(),
+        teacher=resnet(seed=1),
+        data=Images(3 * SAMPLES, labelled=settings.get("task_weight") != 0),
+        per_device_train_batch_size=SAMPLES // processes // accumulation,
+        train_sampling_strategy="sequential",
+        **{"max_steps": 1, "ot_tolerance": 1e-6, "ot_max_iterations": 5000, **settings},
+        trainer={"callbacks": [keep]},
+    )
+    trainer.train()
+    logs = [{k: v for k, v in e.items() if isinstance(v, int | float)} for e in training_logs(trainer)]
+    return {"logs": logs, "gradients": keep.gradients, "weights": dict(trainer.model.state_dict())}
