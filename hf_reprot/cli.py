@@ -1,0 +1,168 @@
+"""`hf-reprot` on the command line. Every command is a function that can be called from Python."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .hub.errors import HubError
+
+
+app = typer.Typer(
+    name="hf-reprot",
+    help="Transfer a teacher's representation to a student by optimal transport between neurons.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+console = Console()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; a user's mistake is one line and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        code = 2
+    except click.ClickException as error:
+        code = _mistake(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, HubError) as error:
+        code = _mistake(" ".join(str(error).split()) or type(error).__name__)
+    raise SystemExit(code or 0)
+
+
+def _mistake(message: str) -> int:
+    print(f"hf-reprot: error: {message}", file=sys.stderr)
+    return 2
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where pictures, table and student go.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option(help="Runs of each method.", min=1)] = 5,
+    labels: Annotated[int, typer.Option(help="Labelled images that the student sees.", min=10)] = 60,
+    steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 100,
+) -> None:
+    """The main job on real images, with nothing to download: digits, a CNN teacher, a smaller ViT student."""
+    from .demo import run_demo
+
+    result = run_demo(folder, seeds=seeds, labels=labels, steps=steps)
+    console.print(result.table())
+    console.print(result.reading(), highlight=False)
+    for path in (*result.pictures, result.student):
+        console.print(f"wrote {path}", highlight=False)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Train a student: hf-reprot train [RECIPE.yaml] [--processes N] [--setting value ...]; --help lists settings.",
+)
+def train(context: typer.Context) -> None:
+    """Trains by a recipe, flags, or both."""
+    from .recipe import parse_recipe, print_help, run_recipe
+
+    arguments = list(context.args)
+    if "--help" in arguments or "-h" in arguments:
+        print_help(console)
+        return
+    recipe_file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    processes = _pop_processes(arguments)
+    if processes is not None:
+        raise typer.Exit(_launch(processes, recipe_file, arguments))
+    result = run_recipe(*parse_recipe(arguments, recipe_file))
+    if not result.trainer.is_world_process_zero():
+        return
+    table = Table("result", "value")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
+    console.print(f"wrote {result.folder}", highlight=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Hub id or folder of a model.")],
+    b: Annotated[str, typer.Argument(help="Hub id or folder of another one.")],
+    dataset: Annotated[str, typer.Option(help='Images: a hub id, a folder, or "digits".')],
+    folder: Annotated[Path, typer.Option(help="Where numbers and heat maps go.")] = Path("comparison"),
+    samples: Annotated[int, typer.Option(help="Images at most.")] = 256,
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    layers: Annotated[str, typer.Option(help='"blocks", "stages" or "last".')] = "blocks",
+    positions: Annotated[str, typer.Option(help='"pooled" or "all".')] = "pooled",
+    device: Annotated[str, typer.Option(help="Where the models run.")] = "cpu",
+) -> None:
+    """How two models' representations match, layer by layer, by transport between their neurons."""
+    from .compare import compare_models
+
+    found = compare_models(
+        a, b, dataset, split=split, samples=samples, positions=positions, layers=layers, device=device
+    )
+    console.print(found.table())
+    for path in found.save(folder):
+        console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="A trained student's folder.")],
+    repository: Annotated[str | None, typer.Option(help="Repository that the card's examples name.")] = None,
+) -> None:
+    """Write a student's card anew, from what its training recorded."""
+    from .hub import rebuild_card
+
+    console.print(f"wrote {rebuild_card(folder, repo_id=repository)}", highlight=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A trained student's folder.")],
+    repository: Annotated[str, typer.Argument(help="name/student or organisation/student.")],
+    private: Annotated[bool | None, typer.Option(help="Whether only you see it; default: the account's.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Push a student to the Hub in one commit. The token comes from the environment or `hf auth login`."""
+    from .hub import push_folder
+
+    console.print(f"pushed to {push_folder(folder, repository, private=private, revision=revision).commit_url}")
+
+
+def _pop_processes(arguments: list[str]) -> int | None:
+    """Takes `--processes N` out of the arguments."""
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--processes":
+            del arguments[i]
+            value = value or (arguments.pop(i) if i < len(arguments) else "")
+            if not value.isdigit() or int(value) < 1:
+                raise ValueError(f"--processes takes a number of processes, got {value or 'nothing'!r}")
+            return int(value)
+    return None
+
+
+def _launch(processes: int, recipe_file: str | None, arguments: list[str]) -> int:
+    """The same command in several processes, by torchrun: other ways start one process only where there is no GPU."""
+    import torch
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "hf_reprot.cli", "train", *([recipe_file] if recipe_file else []), *arguments]
+    if not torch.cuda.is_available() and not any(a.split("=")[0] == "--use_cpu" for a in arguments):
+        command += ["--use_cpu", "true"]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""One training run from a YAML recipe and flags: data, student, teacher, trainer, results."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import timm
+import yaml
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, set_seed
+
+from .config import OTTransferConfig
+from .data import ImageCollator, image_columns, label_names, load_image_dataset
+from .metrics import accuracy
+from .student import create_timm_student
+from .trainer import OTTransferTrainer
+
+
+def _setting(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Recipe:
+    """What a run needs beside the settings of the trainer: which models and which data."""
+
+    student: str | None = _setting(
+        None,
+        "The student: a hub id or a folder (its weights are the start), or the name of a timm architecture such as "
+        "resnet18 (new random weights).",
+    )
+    teacher: list[str] = _setting([], "One or several teachers: hub ids (org/name@revision) or folders.")
+    dataset: str | None = _setting(
+        None, "A hub id, a folder of images (one subfolder a class), or a folder that save_to_disk wrote."
+    )
+    dataset_config: str | None = _setting(None, "Configuration of a data set from the Hub.")
+    dataset_revision: str | None = _setting(None, "Revision of a data set from the Hub.")
+    train_split: str = _setting("train", "Split to train on.")
+    eval_split: str | None = _setting(None, "Split to evaluate on; default: validation or test, if there is one.")
+    image_column: str | None = _setting(None, "Column of the images; default: the one of type Image.")
+    label_column: str | None = _setting(None, "Column of the labels; default: the one of type ClassLabel.")
+    max_train_samples: int | None = _setting(None, "Train on this many samples at most, drawn with the run's seed.")
+    max_eval_samples: int | None = _setting(None, "Evaluate on this many samples at most.")
+    augmentation: str = _setting("flip", 'Augmentation in training: "none", "flip" or "crop+flip".')
+    image_size: int | None = _setting(None, "Height and width that a new timm student is made for.")
+    student_from_scratch: bool = _setting(False, "Take only the config of a hub student, with new random weights.")
+    student_model_args: str | None = _setting(None, "Arguments for timm.create_model of a new student, as JSON.")
+    trust_remote_code: bool = _setting(False, "Run code that comes with the student's repository.")
+
+
+def parse_recipe(arguments: Sequence[str], recipe_file: str | Path | None = None) -> tuple[Recipe, OTTransferConfig]:
+    """Reads a recipe file and flags, which win over the file.
+
+    Args:
+        arguments: Flags, such as ["--ot_weight", "2"].
+        recipe_file: YAML with the same names as the flags, without dashes.
+
+    Raises:
+        ValueError: the file is no mapping, or names a setting that does not exist (the nearest one is named).
+            Or a flag that does not exist or does not parse.
+    """
+    parser = _Parser((Recipe, OTTransferConfig), prog="hf-reprot train", allow_abbrev=False)
+    if recipe_file is not None:
+        parser.set_defaults(**_read_recipe(Path(recipe_file)))
+    recipe, config, rest = parser.parse_args_into_dataclasses(args=list(arguments), return_remaining_strings=True)
+    if rest:
+        near = difflib.get_close_matches(rest[0].lstrip("-").split("=")[0], _legal(), n=1)
+        hint = f": did you mean --{near[0]}?" if near else " (--help lists all settings)"
+        raise ValueError(f"{rest[0]} is no setting{hint}")
+    for name in ("student", "dataset"):
+        if getattr(recipe, name) is None:
+            raise ValueError(f"no {name} given: pass --{name} or name it in the recipe")
+    return recipe, config
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse prints its usage, which has a line for each of two hundred flags, and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (--help lists all settings)")
+
+
+def _legal() -> list[str]:
+    return [f.name for f in (*fields(Recipe), *fields(OTTransferConfig)) if f.init]
+
+
+def print_help(console: Console) -> None:
+    """The settings of a recipe and of the transfer, with their defaults."""
+    console.print("hf-reprot train [RECIPE.yaml] [--processes N] [--setting value ...]\n")
+    added = set(OTTransferConfig.transfer_fields())
+    groups = {"models and data": fields(Recipe), "transfer": [f for f in fields(OTTransferConfig) if f.name in added]}
+    for title, members in groups.items():
+        table = Table("setting", "default", "what it is", title=title, title_justify="left")
+        for f in members:
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            table.add_row(f"--{f.name}", str(default), f.metadata.get("help", ""))
+        console.print(table)
+    console.print("and every setting of transformers.TrainingArguments, such as --output_dir, --num_train_epochs,")
+    console.print("--per_device_train_batch_size, --learning_rate, --bf16, --push_to_hub, --resume_from_checkpoint.")
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the recipe {path} must be a mapping of settings, got {type(content).__name__}")
+    for name in content:
+        if name not in _legal():
+            near = difflib.get_close_matches(str(name), _legal(), n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"the recipe {path} names {name!r}, which is no setting{hint}")
+    # argparse takes strings apart by a setting's type; what YAML has parsed already is left as it is
+    if isinstance(content.get("teacher"), str):
+        content["teacher"] = [content["teacher"]]
+    if isinstance(content.get("layer_pairs"), str | dict):
+        content["layer_pairs"] = [content["layer_pairs"]]
+    if isinstance(content.get("student_model_args"), dict):
+        content["student_model_args"] = json.dumps(content["student_model_args"])
+    return content
+
+
+@dataclass
+class RunResult:
+    """What a run leaves: the trainer, the metrics of its last evaluation, and the folder of the student."""
+
+    trainer: OTTransferTrainer
+    metrics: dict[str, float]
+    folder: Path
+
+
+def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer:
+    """The trainer of a recipe, checked and ready to train."""
+    set_seed(config.seed)
+    data = load_image_dataset(
+        recipe.dataset,
+        config=recipe.dataset_config,
+        revision=recipe.dataset_revision,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+    )
+    if recipe.train_split not in data:
+        raise ValueError(f"{recipe.dataset} has no split {recipe.train_split!r}: it has {', '.join(data)}")
+    train = data[recipe.train_split]
+    evaluation = _evaluation_split(data, recipe)
+    image, label = image_columns(train) or (None, None)
+    if image is None:
+        raise ValueError(f"{recipe.dataset} has no column of images: it has {', '.join(train.column_names)}")
+    names = label_names(train, label) if label is not None else None
+    if recipe.max_train_samples is not None and recipe.max_train_samples < len(train):
+        train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))
+    if evaluation is not None and recipe.max_eval_samples is not None and recipe.max_eval_samples < len(evaluation):
+        evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
+    student, processor = load_student(recipe, names)
+    collator = ImageCollator(processor, augmentation=recipe.augmentation, image_column=image, label_column=label)
+    return OTTransferTrainer(
+        model=student,
+        teacher_model=recipe.teacher or None,
+        args=config,
+        data_collator=collator,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=processor,
+        compute_metrics=accuracy if names is not None else None,
+    )
+
+
+def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
+    """Trains, evaluates, saves and, where asked, pushes."""
+    trainer = build_trainer(recipe, config)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    if metrics:
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.save_model()
+    return RunResult(trainer, metrics, Path(config.output_dir))
+
+
+def load_student(recipe: Recipe, names: Sequence[str] | None):
+    """The student of a recipe and its image processor.
+
+    Raises:
+        ValueError: neither a timm architecture nor a model on the Hub or on disk.
+    """
+    source = recipe.student
+    if "/" not in source and not Path(source).exists() and timm.is_model(source):
+        if names is None:
+            raise ValueError("a new timm student needs labels, for the size of its head: the data set has none")
+        model_args = _json_object("student_model_args", recipe.student_model_args or "{}")
+        size = {} if recipe.image_size is None else {"input_size": [3, recipe.image_size, recipe.image_size]}
+        student = create_timm_student(source, names, pretrained_cfg=size, **model_args)
+        return student, _timm_processor(student)
+    head = {}
+    if names is not None:
+        head = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    try:
+        if recipe.student_from_scratch:
+            settings = AutoConfig.from_pretrained(source, trust_remote_code=recipe.trust_remote_code, **head)
+            student = AutoModelForImageClassification.from_config(settings, trust_remote_code=recipe.trust_remote_code)
+            student.weights_from = "scratch"
+        else:
+            student = AutoModelForImageClassification.from_pretrained(
+                source,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                trust_remote_code=recipe.trust_remote_code,
+                **head,
+            )
+        return student, AutoImageProcessor.from_pretrained(source, trust_remote_code=recipe.trust_remote_code)
+    except OSError as error:
+        near = difflib.get_close_matches(source.split("/")[-1], timm.list_models(), n=3)
+        raise ValueError(
+            f"student {source!r} is no folder, no model that can be had from the Hub, and no timm architecture"
+            + (f" (near: {', '.join(near)})" if near else "")
+        ) from error
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object such as '{{\"depth\": 6}}', got {text}")
+    return value
+
+
+def _timm_processor(student):
+    from transformers import TimmWrapperImageProcessor
+
+    return TimmWrapperImageProcessor(pretrained_cfg=student.config.pretrained_cfg)
+
+
+def _evaluation_split(data, recipe: Recipe):
+    if recipe.eval_split is not None:
+        if recipe.eval_split not in data:
+            raise ValueError(f"{recipe.dataset} has no split {recipe.eval_split!r}: it has {', '.join(data)}")
+        return data[recipe.eval_split]
+    return next((data[name] for name in ("validation", "test") if name in data), None)

@@ -1,0 +1,103 @@
+"""The command line, in processes of its own: what it prints, writes and exits with."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, ViTImageProcessor
+
+from tests.models import resnet
+
+
+def _run(*arguments, folder, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_reprot.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120", "TERM": "dumb"},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    resnet(labels=10).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_trains_by_a_recipe_and_flags(tmp_path, teacher):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(
+        f"dataset: digits\nstudent: resnet10t\nimage_size: 32\nteacher: {teacher}\noutput_dir: out\n"
+        "max_steps: 3\nmax_train_samples: 40\nmax_eval_samples: 20\nreport_to: none\nlogging_steps: 1\n"
+        "layer_pairs: last\nteacher_model_init_kwargs: {attn_implementation: eager}\n"
+    )
+    done = _run("train", recipe, "--ot_weight", "0.5", "--max_steps", "2", folder=tmp_path)
+    assert "eval_accuracy" in done.stdout
+    assert "wrote out" in done.stdout
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert "ot_loss" in state["log_history"][0]
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 10)
+    assert not list((tmp_path / "out").rglob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--ot_wieght", "1"], "did you mean --ot_weight"),
+        (["train", "--ot_weight", "much"], "invalid float value: 'much'"),
+        (["train", "no-such.yaml"], "no-such.yaml cannot be read"),
+        (["train", "--output_dir", "x"], "no student given"),
+        (["train", "--output_dir", "x", "--student", "resnet10", "--dataset", "digits"], "resnet10t"),
+        (["train", "--processes", "two"], "--processes takes a number"),
+        (["demo", "--seeds", "0"], "--seeds"),
+        (["trian"], "No such command"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    if "resnet10" in arguments:
+        arguments = [*arguments, "--ot_weight", "0"]
+    done = _run(*arguments, folder=tmp_path, code=2)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hf-reprot: error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_with_a_misspelt_setting_or_another_shape(tmp_path):
+    (tmp_path / "a.yaml").write_text("student: x\not_wieght: 1\n")
+    assert "did you mean 'ot_weight'" in _run("train", "a.yaml", folder=tmp_path, code=2).stderr
+    (tmp_path / "b.yaml").write_text("- a list\n")
+    assert "must be a mapping" in _run("train", "b.yaml", folder=tmp_path, code=2).stderr
+    (tmp_path / "c.yaml").write_text("student: !!python/object/apply:os.system ['touch pwned']\n")
+    assert "is not YAML" in _run("train", "c.yaml", folder=tmp_path, code=2).stderr
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_help_names_the_settings(tmp_path):
+    assert "--ot_weight" in _run("train", "--help", folder=tmp_path).stdout
+    assert "demo" in _run("--help", folder=tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_the_demo_prints_a_table_and_leaves_a_student_and_pictures(tmp_path):
+    done = _run("demo", "out", "--seeds", "1", "--steps", "3", "--labels", "20", folder=tmp_path)
+    for text in ("no transfer", "fixed random pairing", "transport + logits", "ahead in"):
+        assert text in done.stdout
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "student")
+    assert model.config.id2label == {i: str(i) for i in range(10)}
+    for picture in ("plan.png", "curves.png", "accuracy.png"):
+        assert (tmp_path / "out" / picture).stat().st_size > 5000
+    assert not (tmp_path / "out" / "runs").exists()
