@@ -91,15 +91,15 @@ class Comparison:
         for m in self.closest():
             identity = "-" if m.identity is None else f"{m.identity:.3f}"
             numbers = (f"{m.cost:.3f}", f"{m.shuffled:.3f}", f"{m.random:.3f}", identity, f"{m.cka:.3f}")
-            table.add_row(m.a, m.b, f"{m.widths[0]} x {m.widths[1]}", *numbers)
+            table.add_row(_short(m.a), _short(m.b), f"{m.widths[0]} x {m.widths[1]}", *numbers)
         return table
 
     def figure(self) -> Figure:
         """Heat map of what the optimal coupling gains over chance."""
         return layer_map_figure(
             (self.values("shuffled") - self.values("cost")).numpy(),
-            self.a_layers,
-            self.b_layers,
+            [_short(name) for name in self.a_layers],
+            [_short(name) for name in self.b_layers],
             label="transport: how far below chance",
             lower_is_closer=False,
             title=f"{self.a} (rows) against {self.b} (columns)",
@@ -108,10 +108,8 @@ class Comparison:
     def cka_figure(self) -> Figure:
         """Heat map of linear CKA."""
         title = f"{self.a} (rows) against {self.b} (columns)"
-        values = self.values("cka").numpy()
-        return layer_map_figure(
-            values, self.a_layers, self.b_layers, label="linear CKA", lower_is_closer=False, title=title
-        )
+        values, layers = self.values("cka").numpy(), [[_short(n) for n in ns] for ns in (self.a_layers, self.b_layers)]
+        return layer_map_figure(values, *layers, label="linear CKA", lower_is_closer=False, title=title)
 
     def save(self, folder: str | os.PathLike) -> list[Path]:
         """Writes the numbers (JSON), both heat maps and the plan of the last layer's match (PNG); returns the files."""
@@ -175,6 +173,10 @@ def compare_models(
         plans[match.a, match.b] = plan
     titles = [Path(model.title).name if Path(model.title).exists() else model.title for model in models]
     return Comparison(*titles, count, positions, *map(list, names), matches, plans)
+
+
+def _short(layer: str) -> str:
+    return layer.removeprefix("timm_model.")
 
 
 def _prepared(source: Any, device: str | torch.device) -> Teacher:
