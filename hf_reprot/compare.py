@@ -86,8 +86,11 @@ class Comparison:
     def table(self) -> Table:
         """The closest layer of B for each of A, beside the controls."""
         title = f"{self.a} against {self.b}: {self.samples} images, {self.positions}; cost of matching neurons"
-        columns = ("layer of A", "closest in B", "widths", "transport", "by chance", "random", "identity", "CKA")
-        table = Table(*columns, title=title)
+        table = Table(title=title)
+        for name in ("layer of A", "closest in B", "widths"):
+            table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=10)
+        for name in ("trans-port", "by chance", "ran-dom", "iden-tity", "CKA"):
+            table.add_column(name, justify="right")
         for m in self.closest():
             identity = "-" if m.identity is None else f"{m.identity:.3f}"
             numbers = (f"{m.cost:.3f}", f"{m.shuffled:.3f}", f"{m.random:.3f}", identity, f"{m.cka:.3f}")

@@ -42,11 +42,11 @@ _GROUPS = torch.tensor([0, 1, 2, 1, 2, 0, 1, 2, 0, 1])
 
 METHODS: dict[str, dict[str, Any]] = {
     "no transfer": {"ot_weight": 0.0},
-    "logit distillation": {"ot_weight": 0.0, "kd_weight": 1.0, "kd_temperature": 4.0},
+    "logit distillation": {"ot_weight": 0.0, "kd_weight": 1.0, "kd_temperature": 2.0},
     "independent coupling": {"ot_weight": 5.0, "ot_method": "independent"},
     "fixed random pairing": {"ot_weight": 5.0, "ot_method": "random"},
     "transport": {"ot_weight": 5.0},
-    "transport + logits": {"ot_weight": 5.0, "kd_weight": 1.0, "kd_temperature": 4.0},
+    "transport + logits": {"ot_weight": 5.0, "kd_weight": 1.0, "kd_temperature": 2.0},
 }
 STARTS = ("new", "with weights")
 BEST = ("with weights", "transport + logits")  # the student that is kept
