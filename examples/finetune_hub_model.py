@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 
-from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
+from transformers import AutoImageProcessor, set_seed
 
-from hf_reprot import ImageCollator, OTTransferConfig, OTTransferTrainer, load_image_dataset
+from hf_reprot import ImageCollator, OTTransferConfig, OTTransferTrainer, load_image_dataset, load_student
 from hf_reprot.data import image_columns, label_names
 from hf_reprot.metrics import accuracy
 
@@ -37,12 +37,7 @@ def main() -> None:
     image, label = image_columns(data)
     names = label_names(data["train"], label)
 
-    student = AutoModelForImageClassification.from_pretrained(
-        given.model,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        ignore_mismatched_sizes=True,  # a new head for the new task
-    )
+    student = load_student(given.model, names)  # its weights, and a new head for the new task
     processor = AutoImageProcessor.from_pretrained(given.model)
     trainer = OTTransferTrainer(
         model=student,

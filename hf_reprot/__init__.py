@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .config import OTTransferConfig
     from .data import ImageCollator, load_image_dataset
     from .losses import L2SP, LogitDistillation, RepresentationTransport
-    from .student import create_timm_student, wrap_timm
+    from .student import create_timm_student, load_student, wrap_timm
     from .teacher import Teacher
     from .trainer import OTTransferTrainer
 
@@ -27,6 +27,7 @@ _HOMES = {
     "Teacher": "teacher",
     "create_timm_student": "student",
     "load_image_dataset": "data",
+    "load_student": "student",
     "wrap_timm": "student",
 }
 
@@ -40,6 +41,7 @@ __all__ = [
     "Teacher",
     "create_timm_student",
     "load_image_dataset",
+    "load_student",
     "wrap_timm",
 ]
 

@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from .hub.errors import HubError
-
 
 app = typer.Typer(
     name="hf-reprot",
@@ -26,6 +24,8 @@ app = typer.Typer(
 )
 
 console = Console()
+# The base of all errors of usage; typer has a copy of the package click of its own, or uses click, by its version.
+_Mistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        code = 2
-    except click.ClickException as error:
+    except _Mistake as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            raise SystemExit(2) from None
         code = _mistake(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, HubError) as error:
         code = _mistake(" ".join(str(error).split()) or type(error).__name__)

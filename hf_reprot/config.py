@@ -74,8 +74,8 @@ class OTTransferConfig(TrainingArguments):
 
     layer_pairs: list[str] = _setting(
         ["last"],
-        'Layers to match: "last" (the representation before the head), "stages", or student=teacher, each a module path '
-        '(as in "layer4=vit.layers.11"), "stage:i" or "block:i". Behind a path, ":input" takes what goes into the '
+        'Layers to match: "last" (the representation before the head), "stages", or student=teacher, each a module '
+        'path (as in "layer4=vit.layers.11"), "stage:i" or "block:i". Behind a path, ":input" takes what goes into the '
         'module, and ":nchw", ":nhwc" or ":prefixN" says what its axes are where the model does not show it.',
     )
     ot_positions: str = _setting(

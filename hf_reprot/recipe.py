@@ -13,12 +13,12 @@ import timm
 import yaml
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, set_seed
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from .config import OTTransferConfig
 from .data import ImageCollator, image_columns, label_names, load_image_dataset
 from .metrics import accuracy
-from .student import create_timm_student
+from .student import create_timm_student, load_student
 from .trainer import OTTransferTrainer
 
 
@@ -162,7 +162,7 @@ def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer
         train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))
     if evaluation is not None and recipe.max_eval_samples is not None and recipe.max_eval_samples < len(evaluation):
         evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
-    student, processor = load_student(recipe, names)
+    student, processor = _student_and_processor(recipe, names)
     collator = ImageCollator(processor, augmentation=recipe.augmentation, image_column=image, label_column=label)
     return OTTransferTrainer(
         model=student,
@@ -192,7 +192,7 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
     return RunResult(trainer, metrics, Path(config.output_dir))
 
 
-def load_student(recipe: Recipe, names: Sequence[str] | None):
+def _student_and_processor(recipe: Recipe, names: Sequence[str] | None):
     """The student of a recipe and its image processor.
 
     Raises:
@@ -206,29 +206,14 @@ def load_student(recipe: Recipe, names: Sequence[str] | None):
         size = {} if recipe.image_size is None else {"input_size": [3, recipe.image_size, recipe.image_size]}
         student = create_timm_student(source, names, pretrained_cfg=size, **model_args)
         return student, _timm_processor(student)
-    head = {}
-    if names is not None:
-        head = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    trust = recipe.trust_remote_code
     try:
-        if recipe.student_from_scratch:
-            settings = AutoConfig.from_pretrained(source, trust_remote_code=recipe.trust_remote_code, **head)
-            student = AutoModelForImageClassification.from_config(settings, trust_remote_code=recipe.trust_remote_code)
-            student.weights_from = "scratch"
-        else:
-            student = AutoModelForImageClassification.from_pretrained(
-                source,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                trust_remote_code=recipe.trust_remote_code,
-                **head,
-            )
-        return student, AutoImageProcessor.from_pretrained(source, trust_remote_code=recipe.trust_remote_code)
-    except OSError as error:
+        student = load_student(source, names, from_scratch=recipe.student_from_scratch, trust_remote_code=trust)
+    except ValueError as error:
         near = difflib.get_close_matches(source.split("/")[-1], timm.list_models(), n=3)
-        raise ValueError(
-            f"student {source!r} is no folder, no model that can be had from the Hub, and no timm architecture"
-            + (f" (near: {', '.join(near)})" if near else "")
-        ) from error
+        hint = f" (near: {', '.join(near)})" if near else ""
+        raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
+    return student, AutoImageProcessor.from_pretrained(source.partition("@")[0], trust_remote_code=trust)
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

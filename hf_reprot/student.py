@@ -5,13 +5,21 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
 
 from .preprocessing import fixed_image_size, image_channels
 
@@ -65,6 +73,48 @@ def create_timm_student(
     changes.setdefault("license", None)  # the architecture states one for weights that this student does not have
     student = wrap_timm(model, label_names, pretrained_cfg=changes, model_args=model_args)
     student.weights_from = "scratch"  # for the card: nothing of a module tells new weights from loaded ones
+    return student
+
+
+def load_student(
+    source: str | os.PathLike, label_names: Sequence[str] | None = None, *, from_scratch: bool = False, **options: Any
+) -> PreTrainedModel:
+    """A classifier from the Hub or a folder as a student: its weights are the start, its head is made for the labels.
+
+    Args:
+        source: A hub id ("org/name", "org/name@revision", "timm/name") or a folder.
+        label_names: Names of the classes, in the order of the logits; a head of another size is replaced by a new one.
+            None: the classes that the model has.
+        from_scratch: Take the architecture only, with new random weights.
+        options: What `from_pretrained` takes.
+
+    Raises:
+        ValueError: there is no such model, or it has no safetensors weights.
+    """
+    path, _, revision = os.fspath(source).partition("@")
+    if revision and not Path(source).exists():
+        source, options = path, {"revision": revision} | options
+    if label_names is not None:
+        numbered = dict(enumerate(label_names))
+        # The number, too: a timm config looks at it alone, and would keep the old head under new names.
+        options |= {"num_labels": len(numbered), "id2label": numbered, "label2id": {n: i for i, n in numbered.items()}}
+    try:
+        if from_scratch:
+            config = AutoConfig.from_pretrained(source, **options)
+            trust = options.get("trust_remote_code", False)
+            student = AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
+            student.weights_from = "scratch"
+        else:
+            student = AutoModelForImageClassification.from_pretrained(
+                source, ignore_mismatched_sizes=True, use_safetensors=True, **options
+            )
+    except OSError as error:
+        raise ValueError(
+            f"student {os.fspath(source)!r} is neither a folder nor a model that can be had from the Hub: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    if label_names is not None and isinstance(student.config, TimmWrapperConfig):
+        student.config.label_names = list(label_names)
     return student
 
 

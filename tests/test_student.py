@@ -16,7 +16,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_reprot.student import as_student, create_timm_student, is_timm, portable_state_dict, wrap_timm
+from hf_reprot.student import as_student, create_timm_student, is_timm, load_student, portable_state_dict, wrap_timm
 
 NAMES = ["cat", "dog", "fox"]
 
@@ -133,3 +133,31 @@ def test_mistakes_are_named():
         wrap_timm(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="other weights than the model has"):
         wrap_timm(timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2), NAMES, model_args={"depth": 1})
+
+
+@pytest.mark.parametrize("kind", ["transformers", "timm"])
+def test_a_pretrained_student_gets_a_head_for_its_labels(tmp_path, kind):
+    if kind == "timm":
+        start = create_timm_student("resnet10t", [f"old {i}" for i in range(7)])
+        start.save_pretrained(tmp_path, state_dict=portable_state_dict(start))
+    else:
+        from tests.models import vit
+
+        start = vit(labels=7)
+        start.save_pretrained(tmp_path)
+    student = load_student(tmp_path, ["cat", "dog"])
+    assert student.config.num_labels == 2
+    head = [m for m in student.modules() if isinstance(m, torch.nn.Linear)][-1]
+    assert head.out_features == 2
+    same = [n for n, p in start.state_dict().items() if p.shape == student.state_dict()[n].shape]
+    assert len(same) >= len(start.state_dict()) - 2
+    assert all(torch.equal(start.state_dict()[n], student.state_dict()[n]) for n in same)
+    student.save_pretrained(tmp_path / "new", state_dict=portable_state_dict(student))
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "new")
+    assert list(again.config.id2label.values()) == ["cat", "dog"]
+    assert again(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 2)
+
+
+def test_a_student_from_nowhere(tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor a model"):
+        load_student(tmp_path / "nothing", ["a"], local_files_only=True)

@@ -1,0 +1,40 @@
+"""Puts the cards of trained students into `model_cards/`: record, card and pictures, without the weights.
+
+    python -m examples.make_model_cards students/finetuned students/distilled students/small
+    python -m examples.make_model_cards          # only writes the cards anew, from the records that are there
+
+The students are those of the three examples; their commands stand at the head of each example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from hf_reprot.hub import rebuild_card
+
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+RECORD = "transfer.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", nargs="*", type=Path, help="folders that the examples wrote")
+    parser.add_argument("--cards", type=Path, default=CARDS, help="where the cards go")
+    given = parser.parse_args()
+    for student in given.students:
+        target = given.cards / student.name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        shutil.copy(student / RECORD, target / RECORD)
+        for picture in student.rglob("*.png"):
+            place = target / picture.relative_to(student)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, place)
+    for record in sorted(given.cards.glob(f"*/{RECORD}")):
+        print(f"wrote {rebuild_card(record.parent)}")
+
+
+if __name__ == "__main__":
+    main()
