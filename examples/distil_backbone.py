@@ -3,7 +3,7 @@
     python -m examples.carriers efficientnet-lite0 models/lite0
     python -m examples.carriers photo-cutouts data/cutouts
     python examples/finetune_hub_model.py --model models/lite0 --dataset data/cutouts --output students/finetuned
-    python examples/distil_backbone.py --teacher students/finetuned --dataset data/cutouts --student resnet10t
+    python examples/distil_backbone.py --teacher students/finetuned --dataset data/cutouts --student mobilenetv3_small_050
 
 `--teacher` takes any hub id of a classifier of the data's classes. `--no-labels` trains on the teacher alone.
 """
@@ -23,13 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="hub id or folder of a classifier")
     parser.add_argument("--dataset", required=True, help='hub id, folder, or "digits"')
-    parser.add_argument("--student", default="resnet10t", help="timm's name of an architecture")
+    parser.add_argument("--student", default="mobilenetv3_small_050", help="timm's name of an architecture")
     parser.add_argument("--output", default="students/distilled")
     parser.add_argument("--ot-weight", type=float, default=5.0)
     parser.add_argument("--kd-weight", type=float, default=1.0)
     parser.add_argument("--no-labels", action="store_true")
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--epochs", type=float, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

