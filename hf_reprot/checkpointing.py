@@ -21,11 +21,17 @@ from .resume import check_whole, explained_failure, last_whole_checkpoint
 from .student import portable_state_dict
 from .window import restore_window, window_state
 
+# Older versions of transformers load an optimiser's state in CPU processes to "cpu:0", a place that torch cannot name.
+torch.serialization.register_package(
+    1000, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
+
 
 class CheckpointingMixin:
     """For a trainer with an objective (`transfer`), a meter and a watch: saves and restores all of a transfer run."""
 
     _restored: dict[str, Tensor] | None = None
+    _written = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         """As in `Trainer`. Resumes from whole checkpoints only: with True, from the last one that is.
@@ -35,6 +41,8 @@ class CheckpointingMixin:
             OSError: a checkpoint could not be written; the earlier ones are as they were.
             FloatingPointError: losses or gradients were not finite again and again.
         """
+        if str(resume_from_checkpoint).lower() == "true":  # as it comes from a command line
+            resume_from_checkpoint = True
         if resume_from_checkpoint and not self._is_sharded():
             if isinstance(resume_from_checkpoint, bool):
                 resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
@@ -49,8 +57,13 @@ class CheckpointingMixin:
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        with explained_failure(folder, remove=self.args.should_save):
+        self._written = False
+        with explained_failure(folder, lambda: self._written, remove=self.args.should_save):
             super()._save_checkpoint(model, trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._written = True
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -77,6 +90,16 @@ class CheckpointingMixin:
         if self._restored is not None:
             self.transfer.load_state_dict(self._restored)
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is None:
+            path = os.path.join(checkpoint, "scaler.pt")
+            if os.path.isfile(path):
+                raise ValueError(
+                    f"the run that wrote {checkpoint} scaled its loss and this one does not: resume with fp16=True as "
+                    "before, or delete scaler.pt there to go on in another precision"
+                )
+        super()._load_scaler(checkpoint)
+
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
@@ -92,6 +115,7 @@ class CheckpointingMixin:
         state = self._restored or {}
         restore_window(self, self._meter, state)
         self._watch.load_state_dict(state)
+        self._guard.streak = 0
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if not self._load_strictly(resume_from_checkpoint, model):

@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _mistake(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError, HubError) as error:
+    except FloatingPointError as error:  # a run that went wrong, not a mistake in what was typed
+        print(f"hf-reprot: {error}", file=sys.stderr)
+        code = 1
+    except (ValueError, TypeError, OSError, HubError) as error:
         code = _mistake(" ".join(str(error).split()) or type(error).__name__)
     raise SystemExit(code or 0)
 

@@ -26,14 +26,18 @@ class GradientGuard:
         self.limit = limit
         self.streak = 0
 
-    def check(self, model: nn.Module) -> bool:
+    def check(self, model: nn.Module, *, sharded: bool = False) -> bool:
         """Call between the backward pass and the optimiser's step; returns whether the gradient was dropped.
+
+        Args:
+            model: The student.
+            sharded: Each process holds a part of the gradient only: join the verdicts. Known by itself for DTensors.
 
         Raises:
             FloatingPointError: names parameters with such gradients.
         """
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        if not _any_lost(list(gradients.values())):
+        if not _any_lost(list(gradients.values()), sharded):
             self.streak = 0
             return False
         self.streak += 1
@@ -50,13 +54,13 @@ class GradientGuard:
         return True
 
 
-def _any_lost(gradients: Sequence[Tensor]) -> bool:
+def _any_lost(gradients: Sequence[Tensor], sharded: bool) -> bool:
     """Whether a number of a gradient is not finite; of sharded gradients, on any process."""
-    sharded = any(isinstance(gradient, DTensor) for gradient in gradients)
+    sharded = sharded or any(isinstance(gradient, DTensor) for gradient in gradients)
     parts = [part for part in map(_local, gradients) if part.numel() > 0]
     lost = ~torch.isfinite(get_total_norm(parts, norm_type=math.inf)) if parts else torch.zeros((), dtype=torch.bool)
-    if sharded:
-        everywhere = lost.float().to(gradients[0].device)
+    if sharded and dist.is_initialized():
+        everywhere = lost.float().to(gradients[0].device if gradients else lost.device)
         dist.all_reduce(everywhere, dist.ReduceOp.MAX)
         return bool(everywhere)
     return bool(lost)

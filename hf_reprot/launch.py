@@ -15,8 +15,8 @@ def check_launch(trainer: Trainer) -> None:
 
     Raises:
         ValueError: the launcher started several processes that would not work together, or was asked for several and
-            started one; FSDP was asked for and is not active; one process would use several GPUs in threads; settings
-            that do not go with sharded training.
+            started one; FSDP was asked for and is not active; one process would use several GPUs in threads; a
+            teacher in parts; settings that do not go with sharded training.
     """
     _check_processes(trainer)
     args = trainer.args
@@ -29,6 +29,12 @@ def check_launch(trainer: Trainer) -> None:
             f"threads and cannot share taps. Start with `torchrun --nproc_per_node {args.n_gpu} ...` or `accelerate "
             "launch`, or set CUDA_VISIBLE_DEVICES to one GPU"
         )
+    for teacher in trainer.teachers:
+        if any(hasattr(parameter, "ds_id") for parameter in teacher.model.parameters()):
+            raise ValueError(
+                f"DeepSpeed ZeRO-3 took the weights of the teacher {teacher.title} apart while it was loaded: load "
+                "it before the settings are made (Teacher.load(...)), and give the trainer that"
+            )
     if args.l2sp_weight > 0 and sharded:
         raise ValueError("l2sp_weight needs whole parameters on every process: it does not go with FSDP or DeepSpeed")
 

@@ -10,7 +10,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -43,14 +43,14 @@ def check_whole(folder: str | os.PathLike) -> None:
         json.loads(state.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _damaged(folder, f"{_STATE} is cut off or no JSON") from error
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.rglob("*.safetensors"))  # PEFT has folders for adapters with names
     if not [path for path in weights if not path.name.startswith(Path(STATE_FILE).stem)]:
         raise _damaged(folder, "the weights are missing")
     for path in weights:
         if not _is_whole_safetensors(path):
             raise _damaged(folder, f"{path.name} is cut off or no safetensors file")
     _check_shards(folder)
-    for name in ("optimizer.pt", "scheduler.pt", *_rng_files(folder)):
+    for name in ("optimizer.pt", "scheduler.pt", *_rng_files(folder), *(p.name for p in folder.glob("scaler.pt"))):
         path = folder / name
         if not path.is_file():
             raise _damaged(folder, f"{name} is missing (a run with save_only_model cannot be resumed)")
@@ -102,34 +102,25 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def explained_failure(folder: str | os.PathLike, *, remove: bool) -> Iterator[None]:
+def explained_failure(folder: str | os.PathLike, written: Callable[[], bool], *, remove: bool) -> Iterator[None]:
     """Says in one line that a checkpoint could not be written, and leaves nothing of it behind.
 
     Args:
         folder: The checkpoint that is written inside.
+        written: Whether all of it has been written: what fails then is something else, such as an upload.
         remove: Delete what was written of it (one process of a run does).
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_write_error(error):
+        if written() or (isinstance(error, RuntimeError) and not _is_write_error(error)):
             raise
-        if _is_whole(folder):
-            raise  # something else failed, such as an upload
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(
             f"the checkpoint {folder} could not be written ({error}): is the disk full? Earlier checkpoints are as "
             "they were; resume from the last one with resume_from_checkpoint=True"
         ) from error
-
-
-def _is_whole(folder: str | os.PathLike) -> bool:
-    try:
-        check_whole(folder)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_write_error(error: RuntimeError) -> bool:

@@ -31,7 +31,7 @@ from .watch import NonFiniteWatch
 TEACHER_PREFIX = "teacher_"
 
 
-class OTTransferTrainer(PublishingMixin, CheckpointingMixin, Trainer):
+class OTTransferTrainer(CheckpointingMixin, PublishingMixin, Trainer):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
 
     Everything of `transformers.Trainer` works as it does there: callbacks, trackers, resuming, gradient accumulation,
@@ -215,7 +215,7 @@ class OTTransferTrainer(PublishingMixin, CheckpointingMixin, Trainer):
         """Drops a gradient that is not finite, and counts it in the logs."""
         if self.is_deepspeed_enabled or self.accelerator.scaler is not None:
             return  # they look after it themselves
-        dropped = self._guard.check(self.model)
+        dropped = self._guard.check(self.model, sharded=self.is_fsdp_enabled)
         self._meter.add({"dropped_steps": torch.tensor(float(dropped), device=self.args.device)})
 
     def _task_loss(self, model, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:

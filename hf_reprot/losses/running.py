@@ -37,7 +37,8 @@ class RunningMoments:
             # Start from nothing rather than from the batch, so that a batch to be left out leaves nothing behind.
             self.moments = batch.decayed(0.0)
         merged = self.moments.decayed(self.momentum).merge(batch)
-        self.moments = merged if keep is None else merged.where(keep, self.moments)
+        finite = merged.is_finite()  # the square of a shift may overflow where the shift does not
+        self.moments = merged.where(finite if keep is None else keep & finite, self.moments)
         return self.moments
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -232,11 +232,13 @@ class RepresentationTransport(nn.Module):
 
     def _self_terms(self, group: Sequence[_Term], a, b, epsilon: Tensor) -> Tensor:
         """W(S,S) + W(T,T) of each term of a group, at the cross pair's epsilon."""
-        students = _stack([self._cost(term.student_self.moments) for term in group])
-        teachers = _stack([self._cost(term.teacher_self.moments) for term in group])
-        return (
-            self._solve_one(students, a, a, None, epsilon).value + self._solve_one(teachers, b, b, None, epsilon).value
-        )
+        total = 0.0
+        for side, weights in (("student_self", a), ("teacher_self", b)):
+            matrix = _stack([self._cost(getattr(term, side).moments) for term in group])
+            # Where the cross pair's cost is 0, so is its epsilon, and costs of rounding would be infinite in its units.
+            least = torch.finfo(matrix.dtype).eps * matrix.detach().amax((-2, -1))
+            total = total + self._solve_one(matrix, weights, weights, None, torch.maximum(epsilon, least)).value
+        return total
 
     def _output(self, term: _Term) -> LossOutput:
         if term.plan is not None:  # from outside or from running moments: a constant that weighs this batch's costs

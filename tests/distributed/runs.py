@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from tests.models import Images, convnext, resnet, vit
-from tests.trainer.runs import make_trainer, training_logs
+from tests.trainer.runs import CHECKPOINTING, make_trainer, training_logs
 
 SAMPLES = 32
 PAIRS = ["last", "vit.layers.0=resnet.encoder.stages.0", "vit.layers.1=resnet.encoder.stages.1"]
@@ -61,7 +61,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "all terms, debiased": (vit, {"ot_debiased": True, "kd_weight": 1.0, "l2sp_weight": 0.1}),
     "moments carried over steps": (vit, {"plan_momentum": 0.9, "max_steps": 3}),
     "accumulation": (vit, {"gradient_accumulation_steps": 2}),
-    "activation checkpointing": (vit, {"activation_checkpointing": True}),
+    "activation checkpointing": (vit, {CHECKPOINTING: True}),
     "frozen batch normalisation": (lambda: frozen_batch_norm(resnet()), {}),
     "no batch normalisation": (convnext, {}),
 }

@@ -114,6 +114,14 @@ def test_fsdp_that_is_not_active_is_refused(tmp_path, monkeypatch):
         make_trainer(tmp_path)
 
 
+def test_a_teacher_that_deepspeed_took_apart_is_refused(tmp_path):
+    """What ZeRO-3 does to a model that is loaded under it; DeepSpeed itself is not tested."""
+    teacher = resnet()
+    next(teacher.parameters()).ds_id = 0
+    with pytest.raises(ValueError, match="before the settings are made"):
+        make_trainer(tmp_path, teacher=teacher)
+
+
 def _scalars(folder) -> dict[str, list[float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -20,6 +20,8 @@ hostile = settings(
     max_examples=CASES, deadline=None, derandomize=CASES <= 200, suppress_health_check=list(HealthCheck), database=None
 )
 
+pytestmark = pytest.mark.timeout(300 + CASES // 5)
+
 CONTENTS = ("normal", "constant", "zero", "duplicates", "offset", "half constant", "one outlier", "nan", "inf", "huge")
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded rows", "expanded neurons", "from an offset")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -151,20 +153,26 @@ def _is_moderate(x: torch.Tensor) -> bool:
 def assert_right(out, choices, S, T):
     """The value is that of the same layers in float64, whose costs are computed the plain way."""
     X, Y = S.detach().double(), T.detach().double()
+    if len(X) < 2:
+        return
     if choices.get("standardize", True):
         X, Y = _standardised(X), _standardised(Y)
-    if X is None or Y is None or len(X) < 2:
+    if X is None or Y is None:
         return
     M = (X[:, :, None] - Y[:, None, :]).square().mean(0)
-    cost = (out.plan.double() * M).sum().item()
-    assert out.logs["cost"].item() == pytest.approx(cost, rel=2e-3, abs=2e-3 * M.mean().item() + 1e-30)
+    cost, mean = (out.plan.double() * M).sum().item(), M.mean().item()
+    eps = torch.finfo(out.plan.dtype).eps
+    mean_rounding = eps * max(X.abs().max(), Y.abs().max()).item()
+    variance = (X.var(0, correction=0).max() + Y.var(0, correction=0).max()).item()
+    slack = 2e-3 * mean + 4 * mean_rounding * (mean_rounding + mean**0.5) + 8 * eps * variance
+    assert out.logs["cost"].item() == pytest.approx(cost, rel=2e-3, abs=slack + 1e-30)
 
 
 def _standardised(x: torch.Tensor) -> torch.Tensor | None:
-    """None where it is a matter of rounding whether a neuron is constant."""
-    deviation = x.std(0, correction=0) if len(x) else torch.zeros(x.shape[1])
+    """None where it is a matter of rounding, or of the range of float32, whether a neuron is constant."""
+    deviation = x.std(0, correction=0)
     constant = (x == x[:1]).all(0)
-    if bool((~constant & (deviation < 1e-4 * x.abs().amax(0))).any()):
+    if bool((~constant & (deviation < (1e-4 * x.abs().amax(0)).clamp_min(1e-12))).any()):
         return None
     return torch.where(constant, 0.0, (x - x.mean(0)) / deviation.clamp_min(1e-300))
 
@@ -200,6 +208,7 @@ def test_one_bad_pair_leaves_the_others_alone(n, sizes, plans):
     outs = loss.forward_pairs(pairs, plans=outside)
     for out, (S, T), plan in zip(outs, pairs, outside, strict=True):
         alone = loss(S.detach(), T.detach(), plan=plan)
-        assert out.loss.item() == pytest.approx(alone.loss.item(), rel=1e-3, abs=1e-6 * (1 + abs(alone.logs["cost"].item())))
+        slack = 1e-6 * (1 + abs(alone.logs["cost"].item()))
+        assert out.loss.item() == pytest.approx(alone.loss.item(), rel=1e-3, abs=slack)
         assert out.logs["dropped"] == alone.logs["dropped"]
         assert torch.isfinite(out.loss)

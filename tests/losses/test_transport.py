@@ -242,3 +242,35 @@ def test_inputs_that_make_no_sense():
         )
     with pytest.raises(ValueError, match="momentum"):
         RunningMoments(1.0)
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "proximal", "exact"])
+@pytest.mark.parametrize("dead_neurons", ["keep", "ignore"])
+def test_neurons_that_all_do_the_same_match_at_no_cost(method, dead_neurons):
+    """The mean cost is 0 up to rounding, and with it the unit of epsilon."""
+    shape = layer(12, 1).float()
+    student, teacher = shape.repeat(1, 3).requires_grad_(), shape.repeat(1, 7) * 2 + 1
+    debiased = method == "sinkhorn"
+    out = RepresentationTransport(method=method, debiased=debiased, dead_neurons=dead_neurons)(student, teacher)
+    out.loss.backward()
+    assert out.logs["dropped"] == 0
+    assert out.loss.item() == pytest.approx(0, abs=1e-5)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_neurons_that_hardly_vary_count_as_constant_and_have_a_finite_gradient():
+    student, teacher = layer(32, 4).float(), layer(32, 5, mixing=2).float()
+    student[:, 1] *= 1e-16
+    student.requires_grad_()
+    RepresentationTransport()(student, teacher).loss.backward()
+    assert torch.isfinite(student.grad).all()
+    assert (student.grad[:, 1] == 0).all()
+
+
+def test_running_moments_do_not_take_in_what_would_overflow():
+    running = RunningMoments(0.5)
+    running.update(pair_moments(torch.randn(4, 2), torch.randn(4, 3)))
+    before = {name: value.clone() for name, value in running.state_dict().items()}
+    running.update(pair_moments(torch.full((4, 2), 1e25), torch.randn(4, 3)))
+    for name, value in running.state_dict().items():
+        assert torch.equal(value, before[name])

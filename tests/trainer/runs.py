@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
 from tests.models import Images, resnet, vit
+
+# Newer versions of transformers call gradient checkpointing by what it keeps.
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
 
 
 def make_config(folder: Path, **settings: Any) -> OTTransferConfig:

@@ -59,14 +59,17 @@ def test_a_write_that_fails(tmp_path, monkeypatch, where, error):
     assert [entry["step"] for entry in training_logs(resumed)] == [1, 2, 3]
 
 
-def test_an_upload_that_fails_is_called_what_it_is(tmp_path, monkeypatch):
-    trainer = make_trainer(tmp_path, **SAVING)
+@pytest.mark.parametrize("save_only_model", [False, True])
+def test_an_upload_that_fails_is_called_what_it_is(tmp_path, monkeypatch, save_only_model):
+    from hf_reprot.publishing import PublishingMixin
+
+    trainer = make_trainer(tmp_path, save_only_model=save_only_model, **SAVING)
 
     def refused(*args, **kwargs):
         raise OSError("403 Forbidden")
 
     monkeypatch.setattr(trainer.args, "push_to_hub", True)
-    monkeypatch.setattr(trainer, "_push_from_checkpoint", refused)
+    monkeypatch.setattr(PublishingMixin, "_push_from_checkpoint", refused)
     with pytest.raises(OSError, match=r"^403 Forbidden$"):
         trainer.train()
     assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
@@ -114,3 +117,37 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_training(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(OSError, match="cannot be written to"):
         make_trainer(tmp_path / "taken" / "run", **SAVING)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    from PIL import Image
+    from transformers import ViTImageProcessor
+
+    from hf_reprot.data import load_image_dataset
+
+    for i in range(24):
+        path = tmp_path / "images" / f"class {i % 2}" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((20, 20), 50 + i).convert("RGB").save(path)
+    damaged = sorted((tmp_path / "images").rglob("*.png"))[18]
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[: len(good) // 2])
+
+    def trainer():
+        processor = ViTImageProcessor(size={"height": 16, "width": 16})
+        return make_trainer(
+            tmp_path / "run",
+            data=load_image_dataset(tmp_path / "images")["train"],
+            train_sampling_strategy="sequential",
+            trainer={"processing_class": processor},
+            **SAVING,
+        )
+
+    with pytest.raises(ValueError, match=damaged.name):
+        trainer().train()
+    kept = content(tmp_path / "run")
+    assert any(name.startswith("checkpoint-1") for name in kept)
+    damaged.write_bytes(good)
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in training_logs(resumed)] == [1, 2, 3]

@@ -8,7 +8,7 @@ import torch
 
 from hf_reprot.losses import RepresentationTransport
 from tests.models import Images, resnet, vit
-from tests.trainer.runs import make_trainer, training_logs, weights_of
+from tests.trainer.runs import CHECKPOINTING, make_trainer, training_logs, weights_of
 
 TERMS = {"kd_weight": 0.5, "max_steps": 3, "per_device_train_batch_size": 16}
 
@@ -84,8 +84,8 @@ def test_fp16_and_loss_scaling(tmp_path, monkeypatch, overflow):
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path, plain):
-    checkpointed = one_run(tmp_path, activation_checkpointing=True)
-    assert checkpointed.model.is_activation_checkpointing
+    checkpointed = one_run(tmp_path, **{CHECKPOINTING: True})
+    assert getattr(checkpointed.model, f"is_{CHECKPOINTING}")
     assert_same_run(checkpointed, plain, rel=1e-6)
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(checkpointed.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
@@ -100,8 +100,7 @@ def test_activation_checkpointing_that_cuts_off_gradients_is_refused(tmp_path):
         tmp_path,
         model=student,
         layer_pairs=["vit.layers.0=resnet.encoder.stages.0"],
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": True},
+        **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}},
     )
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         trainer.train()
