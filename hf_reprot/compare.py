@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from .choices import check_choice
 from .data import image_columns, load_image_dataset
-from .images import open_image
+from .images.opening import open_image
+from .images.preprocessing import Preprocessing
 from .matching import block_layers, last_layer, stage_layers
 from .ot import solve
 from .ot.cost import cost_from_moments
 from .ot.moments import PairMoments, pair_moments
 from .plots import layer_map_figure, plan_figure, save_figure
-from .preprocessing import Preprocessing
 from .taps import Taps, pair_neurons
 from .teacher import Teacher
 

@@ -21,9 +21,9 @@ from datasets import (
 )
 from PIL import Image as PILImage
 
-from .collator import AUGMENTATIONS, AugmentationEpoch, ImageCollator
-from .digits import NAME as DIGITS
-from .digits import load_digits_dataset
+from .images.collator import AUGMENTATIONS, AugmentationEpoch, ImageCollator
+from .images.digits import NAME as DIGITS
+from .images.digits import load_digits_dataset
 
 __all__ = [
     "AUGMENTATIONS",

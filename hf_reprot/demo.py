@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from .config import OTTransferConfig
-from .digits import load_digits_dataset
+from .images.digits import load_digits_dataset
 from .metrics import accuracy
 from .plots import accuracy_figure, curves_figure, plan_figure, save_figure
 from .trainer import OTTransferTrainer

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .architecture import block_layers, head_paths, last_layer, spread, stage_layers
-from .paths import LayerName, resolve_path, unwrap
+from .layers.architecture import block_layers, head_paths, last_layer, spread, stage_layers
+from .layers.paths import LayerName, resolve_path, unwrap
 
 __all__ = ["LayerPair", "block_layers", "head_paths", "last_layer", "match_pairs", "resolve_layer", "stage_layers"]
 

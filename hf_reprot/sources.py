@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from .preprocessing import Preprocessing
+from .images.preprocessing import Preprocessing
 
 # Heads that give logits for a class; any other checkpoint is loaded without its head.
 _HEADS = {

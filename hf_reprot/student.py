@@ -21,7 +21,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
-from .preprocessing import fixed_image_size, image_channels
+from .images.preprocessing import fixed_image_size, image_channels
 
 TIMM_PREFIX = "timm_model."
 

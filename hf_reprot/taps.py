@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activations import Activation, pair_neurons
-from .architecture import class_layers
-from .layout import layout_of, prefix_and_grid, tokens_of
-from .paths import LayerName, modules_by_path, resolve_path, unwrap
+from .layers.activations import Activation, pair_neurons
+from .layers.architecture import class_layers
+from .layers.layout import layout_of, prefix_and_grid, tokens_of
+from .layers.paths import LayerName, modules_by_path, resolve_path, unwrap
 
 __all__ = ["Activation", "Taps", "pair_neurons"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
+from .images.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
 from .sources import load_pretrained
 
 __all__ = ["Preprocessing", "Teacher", "check_not_shared"]

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 
-from .callback import TransferCallback
-from .checkpointing import CheckpointingMixin
 from .config import OTTransferConfig
 from .data import AugmentationEpoch, ImageCollator, image_columns, is_transformed, leave_encoded
-from .guard import GradientGuard
-from .launch import check_launch
 from .matching import head_paths, match_pairs
-from .meter import Meter
-from .objective import TransferObjective, pair_name
-from .probe import check_batch_size, check_pairs
-from .publishing import PublishingMixin
-from .resume import check_writable
 from .student import as_student
 from .teacher import Preprocessing, Teacher
-from .watch import NonFiniteWatch
+from .training.callback import TransferCallback
+from .training.checkpointing import CheckpointingMixin
+from .training.guard import GradientGuard
+from .training.launch import check_launch
+from .training.meter import Meter
+from .training.objective import TransferObjective, pair_name
+from .training.probe import check_batch_size, check_pairs
+from .training.publishing import PublishingMixin
+from .training.resume import check_writable
+from .training.watch import NonFiniteWatch
 
 TEACHER_PREFIX = "teacher_"
 

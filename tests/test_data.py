@@ -15,7 +15,7 @@ from hf_reprot.data import (
     load_digits_dataset,
     load_image_dataset,
 )
-from hf_reprot.images import open_image
+from hf_reprot.images.opening import open_image
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from tests.models import Images, convnext, resnet, vit
-from tests.trainer.runs import CHECKPOINTING, make_trainer, training_logs
+from tests.training.runs import CHECKPOINTING, make_trainer, training_logs
 
 SAMPLES = 32
 PAIRS = ["last", "vit.layers.0=resnet.encoder.stages.0", "vit.layers.1=resnet.encoder.stages.1"]

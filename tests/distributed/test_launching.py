@@ -8,7 +8,7 @@ from transformers import ViTImageProcessor
 
 from tests.distributed.launching import free_port, start, torchrun
 from tests.models import resnet
-from tests.trainer.runs import make_trainer
+from tests.training.runs import make_trainer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

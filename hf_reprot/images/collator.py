@@ -11,8 +11,8 @@ import torch
 from PIL import Image as PILImage
 from transformers import BaseImageProcessor, TrainerCallback
 
-from .choices import check_choice
-from .images import fingerprint, open_image, random_crop
+from ..choices import check_choice
+from .opening import fingerprint, open_image, random_crop
 from .preprocessing import takes_grey
 
 AUGMENTATIONS = ("none", "flip", "crop+flip")

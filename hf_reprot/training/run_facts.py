@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from .hub.card import PLAN
-from .hub.licenses import License
-from .hub.provenance import (
+from ..hub.card import PLAN
+from ..hub.licenses import License
+from ..hub.provenance import (
     DataFacts,
     ModelFacts,
     Speed,
@@ -24,8 +24,8 @@ from .hub.provenance import (
     task_of,
     teacher_facts,
 )
-from .hub.record import Evaluation, PairFacts, RunRecord, thinned_log
-from .hub.speed import device_name, evaluating, made_up_batch, measure_speed, shape_text
+from ..hub.record import Evaluation, PairFacts, RunRecord, thinned_log
+from ..hub.speed import device_name, evaluating, made_up_batch, measure_speed, shape_text
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import OTTransferConfig
+from ..config import OTTransferConfig
 from .objective import TransferObjective, pair_name
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.models import Images
-from tests.trainer.runs import make_trainer, training_logs
+from tests.training.runs import make_trainer, training_logs
 
 PAIRS = ["last", "vit.layers.0=resnet.encoder.stages.0"]
 SETTINGS = {"kd_weight": 0.5, "l2sp_weight": 0.01, "layer_pairs": PAIRS, "max_steps": 3}

@@ -5,12 +5,12 @@ import timm
 import torch
 from torch import nn
 
-from hf_reprot.architecture import stage_layers
-from hf_reprot.layout import Tokens, layout_of, prefix_and_grid, tokens_of
-from hf_reprot.paths import LayerName
+from hf_reprot.layers.architecture import stage_layers
+from hf_reprot.layers.layout import Tokens, layout_of, prefix_and_grid, tokens_of
+from hf_reprot.layers.paths import LayerName
 from hf_reprot.taps import Taps, pair_neurons
 
-from .tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, transformers_model
+from tests.tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, transformers_model
 
 
 def capture(model, names, *args, **kwargs):

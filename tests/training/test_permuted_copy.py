@@ -10,7 +10,7 @@ from torch import nn
 from hf_reprot.losses import RepresentationTransport
 from hf_reprot.taps import Taps, pair_neurons
 from tests.models import Images, batch, vit
-from tests.trainer.runs import make_trainer, training_logs
+from tests.training.runs import make_trainer, training_logs
 
 
 def _trained(model: nn.Module, forward) -> nn.Module:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_reprot.resume import check_whole
+from hf_reprot.training.resume import check_whole
 from tests.models import Images, resnet, vit
-from tests.trainer.families import FAMILIES
-from tests.trainer.runs import make_trainer, training_logs, weights_of
+from tests.training.families import FAMILIES
+from tests.training.runs import make_trainer, training_logs, weights_of
 
 RUN = {
     "max_steps": 7,
@@ -106,7 +106,7 @@ def test_killed_in_the_middle(tmp_path):
     whole.train()
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.trainer.test_resume", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "tests.training.test_resume", str(tmp_path / "killed")]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     unfinished = tmp_path / "killed" / "checkpoint-6"

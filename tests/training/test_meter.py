@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_reprot.meter import Meter
+from hf_reprot.training.meter import Meter
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

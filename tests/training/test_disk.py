@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tests.trainer.runs import make_trainer, training_logs
+from tests.training.runs import make_trainer, training_logs
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
 
@@ -34,7 +34,7 @@ def no_space_in_torch(*args, **kwargs):
         ("transformers.modeling_utils.safe_save_file", no_space_in_safetensors),
         ("torch.save", no_space_in_torch),
         ("torch.save", no_space),
-        ("hf_reprot.checkpointing.save_transfer_state", no_space_in_safetensors),
+        ("hf_reprot.training.checkpointing.save_transfer_state", no_space_in_safetensors),
         ("transformers.trainer_callback.TrainerState.save_to_json", no_space),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_write_that_fails(tmp_path, monkeypatch, where, error):
 
 @pytest.mark.parametrize("save_only_model", [False, True])
 def test_an_upload_that_fails_is_called_what_it_is(tmp_path, monkeypatch, save_only_model):
-    from hf_reprot.publishing import PublishingMixin
+    from hf_reprot.training.publishing import PublishingMixin
 
     trainer = make_trainer(tmp_path, save_only_model=save_only_model, **SAVING)
 

@@ -18,8 +18,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_reprot.collator import AugmentationEpoch, ImageCollator
 from hf_reprot.data import leave_encoded, load_digits_dataset
+from hf_reprot.images.collator import AugmentationEpoch, ImageCollator
 
 
 def processor(size: int = 8) -> ViTImageProcessor:

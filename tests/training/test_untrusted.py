@@ -12,7 +12,7 @@ import torch
 from hf_reprot import Teacher
 from hf_reprot.recipe import Recipe, parse_recipe
 from tests.models import resnet
-from tests.trainer.runs import make_trainer
+from tests.training.runs import make_trainer
 
 
 class Payload:

@@ -8,7 +8,7 @@ import torch
 from hf_reprot.losses import LogitDistillation, RepresentationTransport
 from hf_reprot.taps import Taps
 from tests.models import Images, convnext, resnet, timm_vit, vit
-from tests.trainer.runs import make_trainer, training_logs, weights_of
+from tests.training.runs import make_trainer, training_logs, weights_of
 
 WEIGHTS = {"task_weight": 0.7, "ot_weight": 2.0, "kd_weight": 0.5, "l2sp_weight": 0.01}
 TERMS = {"task_weight": "task_loss", "ot_weight": "ot_loss", "kd_weight": "kd_loss", "l2sp_weight": "l2sp_loss"}

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..student import portable_state_dict
 from .checkpoints import (
     PROCESSES,
     has_plain_weights,
@@ -18,7 +19,6 @@ from .checkpoints import (
     save_transfer_state,
 )
 from .resume import check_whole, explained_failure, last_whole_checkpoint
-from .student import portable_state_dict
 from .window import restore_window, window_state
 
 # Older versions of transformers load an optimiser's state in CPU processes to "cpu:0", a place that torch cannot name.

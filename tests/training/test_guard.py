@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_reprot.guard import GradientGuard
+from hf_reprot.training.guard import GradientGuard
 
 
 def model_with(*gradients: float) -> nn.Module:

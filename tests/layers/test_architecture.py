@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-from hf_reprot.architecture import block_layers, head_paths, last_layer, stage_layers
+from hf_reprot.layers.architecture import block_layers, head_paths, last_layer, stage_layers
 from hf_reprot.taps import Taps, pair_neurons
 
-from .tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, transformers_model
+from tests.tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, transformers_model
 
 
 def capture(model, names, *args, **kwargs):

@@ -6,7 +6,7 @@ import torch
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
 from tests.models import Images, resnet, vit
-from tests.trainer.runs import make_config, make_trainer, training_logs
+from tests.training.runs import make_config, make_trainer, training_logs
 
 
 @pytest.mark.parametrize(

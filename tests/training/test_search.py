@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.models import Images, resnet, vit
-from tests.trainer.runs import make_trainer, training_logs, weights_of
+from tests.training.runs import make_trainer, training_logs, weights_of
 
 
 def with_dropout():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_reprot.activations import Activation, pair_neurons
-from hf_reprot.layout import Tokens
+from hf_reprot.layers.activations import Activation, pair_neurons
+from hf_reprot.layers.layout import Tokens
 
 VIT = Tokens(prefix=1, class_token="first")
 TEXT = Tokens(modality="text", class_token="first")

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from hf_reprot import Teacher
 from tests.models import Images, resnet, vit
-from tests.trainer.runs import make_trainer, weights_of
+from tests.training.runs import make_trainer, weights_of
 
 
 def test_is_in_nothing_that_is_trained_counted_or_saved(tmp_path):

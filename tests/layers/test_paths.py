@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_reprot.paths import LayerName, core, resolve_path, unwrap
+from hf_reprot.layers.paths import LayerName, core, resolve_path, unwrap
 
-from .tiny_models import timm_model, transformers_model
+from tests.tiny_models import timm_model, transformers_model
 
 
 @pytest.mark.parametrize("name", ["a.b", "a.b:input", "a:nhwc", "a:input:nchw:prefix2", "a:prefix0"])

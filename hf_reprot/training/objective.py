@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import OTTransferConfig
-from .losses import L2SP, LogitDistillation, LossOutput, RepresentationTransport, RunningMoments
-from .matching import LayerPair
-from .taps import Activation, Taps, pair_neurons
-from .teacher import Preprocessing, Teacher
+from ..config import OTTransferConfig
+from ..losses import L2SP, LogitDistillation, LossOutput, RepresentationTransport, RunningMoments
+from ..matching import LayerPair
+from ..taps import Activation, Taps, pair_neurons
+from ..teacher import Preprocessing, Teacher
 
 
 @dataclass

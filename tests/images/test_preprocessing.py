@@ -18,7 +18,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_reprot.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
+from hf_reprot.images.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = {"height": 16, "width": 16}

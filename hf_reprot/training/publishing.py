@@ -14,14 +14,14 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
+from ..hub.card import write_card
+from ..hub.errors import HubError
+from ..hub.paper import _paper
+from ..hub.provenance import Speed
+from ..hub.push import make_repository, push_folder
+from ..hub.record import RunRecord
+from ..plots import plan_figure, save_figure
 from .checkpoints import PICKLES, remove_pickles
-from .hub.card import write_card
-from .hub.errors import HubError
-from .hub.paper import _paper
-from .hub.provenance import Speed
-from .hub.push import make_repository, push_folder
-from .hub.record import RunRecord
-from .plots import plan_figure, save_figure
 from .run_facts import collect_record, measure_speeds, record_name
 
 logger = logging.getLogger(__name__)

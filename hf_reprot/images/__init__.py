@@ -1,0 +1,1 @@
+"""Images into what models take: opening, normalising, augmenting; the embedded data set."""
