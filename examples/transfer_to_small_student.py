@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--method", default="sinkhorn", help="sinkhorn, proximal, exact, or a control")
     parser.add_argument("--labels", type=int, help="use this many training images only")
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--epochs", type=float, default=40)
+    parser.add_argument("--epochs", type=float, default=100)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

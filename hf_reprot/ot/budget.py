@@ -25,6 +25,10 @@ class SweepBudget:
 
     def plan(self, key: Hashable, chunk: int, most: int) -> Work:
         """The work of one call: `key` tells calls apart that need different numbers of sweeps."""
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            # A graph makes the same sweeps at every replay, and nothing may be read on the way.
+            known = self._known.get(key)
+            return Work(None, min(most, known.sweeps if known is not None else most))
         history = self._known.setdefault(key, _History(self.first))
         self._known.move_to_end(key)
         if len(self._known) > _KEPT:
@@ -35,7 +39,7 @@ class SweepBudget:
 class Work:
     """One call's number of sweeps. `may_ask` is True where the device is asked, since nothing is known yet."""
 
-    def __init__(self, history: _History, sweeps: int | None):
+    def __init__(self, history: _History | None, sweeps: int | None):
         self._history = history
         self.sweeps = sweeps
         self.may_ask = sweeps is None
@@ -46,7 +50,8 @@ class Work:
 
     def learn(self, iterations: Tensor, done: Tensor) -> None:
         """Keeps what this call needed, for later ones; a copy that nobody waits for."""
-        self._history.answers.append(_Answer(torch.stack([iterations.max(), done.all().to(iterations.dtype)])))
+        if self._history is not None:
+            self._history.answers.append(_Answer(torch.stack([iterations.max(), done.all().to(iterations.dtype)])))
 
 
 class _History:

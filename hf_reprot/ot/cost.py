@@ -56,9 +56,12 @@ def cost_from_moments(moments: PairMoments, *, standardize: bool = True, cost: s
 
 
 def varies(mean: Tensor, variance: Tensor) -> Tensor:
-    """(d,) Whether a neuron's values differ over the samples by more than rounding."""
+    """(d,) Whether a neuron's values differ over the samples by more than rounding.
+
+    In float32, deviations under about 1e-13 count as none, too: what the gradient needs, variance^(-3/2), is infinite.
+    """
     info = torch.finfo(variance.dtype)
-    return variance.detach() > (4 * info.eps * mean.detach()).square().clamp_min(info.tiny)
+    return variance.detach() > (4 * info.eps * mean.detach()).square().clamp_min(info.max ** (-2 / 3))
 
 
 def _inverse_deviation(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .solution import Limits, Solution
 
+_FORBIDDEN = 1e4  # instead of infinity, where other costs are between 0 and 1
+
 
 def exact(matrix: Tensor, a: Tensor, b: Tensor, limits: Limits) -> Solution:
     """Solves min <P, M> for a batch (B, m, n), one pair at a time; synchronises with the device.
@@ -27,13 +29,19 @@ def exact(matrix: Tensor, a: Tensor, b: Tensor, limits: Limits) -> Solution:
     for m, weights_a, weights_b in zip(
         matrix.detach().cpu().double(), a.detach().cpu().double(), b.detach().cpu().double(), strict=True
     ):
-        if not bool(torch.isfinite(m).all()):
+        forbidden = m == torch.inf
+        if not bool((torch.isfinite(m) | forbidden).all()) or bool(forbidden.all()):
             plan, f, g, good = torch.full_like(m, torch.nan), weights_a * torch.nan, weights_b * torch.nan, False
         else:
             # POT wants both sides to carry the same mass to the last digit.
             weights_b = weights_b * (weights_a.sum() / weights_b.sum().clamp_min(torch.finfo(torch.double).tiny))
-            plan, log = ot.emd(weights_a.numpy(), weights_b.numpy(), m.numpy(), numItermax=10_000_000, log=True)
-            plan, f, g = (torch.from_numpy(x) for x in (plan, log["u"], log["v"]))
+            # POT calls problems infeasible whose costs are all large (or negative): it gets them from 0 to 1.
+            low = m[~forbidden].min()
+            span = (m[~forbidden].max() - low).clamp_min(torch.finfo(torch.double).tiny)
+            scaled = torch.where(forbidden, _FORBIDDEN, (m - low) / span)
+            plan, log = ot.emd(weights_a.numpy(), weights_b.numpy(), scaled.numpy(), numItermax=10_000_000, log=True)
+            plan = torch.from_numpy(plan)
+            f, g = torch.from_numpy(log["u"]) * span + low, torch.from_numpy(log["v"]) * span
             good = log["warning"] is None
         plans.append(plan)
         fs.append(f)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -20,37 +21,64 @@ def cold_potentials(matrix: Tensor, g: Tensor | None = None) -> tuple[Tensor, Te
     if g is not None:
         return (matrix - g[..., None, :]).amin(-1), g
     f = matrix.amin(-1)
-    return f, (matrix - f[..., :, None]).amin(-2) if not _on_host(matrix) else _column_minima(matrix, f)
+    return f, (matrix - f[..., :, None]).amin(-2) if not on_host(matrix) else _column_minima(matrix, f)
+
+
+def starting_potentials(matrix: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`cold_potentials` from `g` (B, n), for those pairs whose g is finite."""
+    if g is None:
+        return cold_potentials(matrix)
+    usable = torch.isfinite(g).all(-1, keepdim=True)
+    if on_host(matrix) and bool(usable.all()):
+        return cold_potentials(matrix, g)
+    _, cold = cold_potentials(matrix)
+    return cold_potentials(matrix, torch.where(usable, g, cold))
 
 
 def fill_kernel(out: Tensor, matrix: Tensor, f: Tensor, g: Tensor, inverse_epsilon: Tensor) -> Tensor:
-    """Writes exp((f + g - M) / eps) over `out` (B, m, n), for 1 / eps (B,)."""
-    if _on_host(matrix):
-        for pair in range(matrix.shape[0]):
-            scale = float(inverse_epsilon[pair])
-            row, column = f[pair][:, None], g[pair]
-            for rows in _blocks(matrix.shape[-2], matrix.shape[-1]):
-                block = out[pair, rows]
-                torch.sub(row[rows], matrix[pair, rows], out=block)
-                block.add_(column).mul_(scale).exp_()
-        return out
-    torch.sub(f[..., :, None], matrix, out=out)
-    return out.add_(g[..., None, :]).mul_(inverse_epsilon[:, None, None]).exp_()
+    """Writes exp((f + g - M) / eps) over `out` (B, m, n), for 1 / eps (B,).
+
+    By powers of two, which a CPU raises 2 to 3 times as fast as those of e, and with the same accuracy.
+    """
+    scale = (inverse_epsilon * math.log2(math.e))[:, None, None]
+    f, g = f[..., :, None], g[..., None, :]
+    if not on_host(matrix):
+        torch.sub(f, matrix, out=out)
+        return out.add_(g).mul_(scale).exp2_()
+    for pairs, rows in _blocks(*matrix.shape):
+        block = out[pairs, rows]
+        torch.sub(f[pairs, rows], matrix[pairs, rows], out=block)
+        block.add_(g[pairs])
+        # A number in the place of a tensor of one: half the time.
+        block.mul_(scale[pairs] if len(block) > 1 else float(scale[pairs])).exp2_()
+    return out
 
 
 def scale_to_plan(kernel: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """diag(left) K diag(right) in the place of K (B, m, n); left (B, m), right (B, n)."""
-    if _on_host(kernel):
-        for pair in range(kernel.shape[0]):
-            for rows in _blocks(kernel.shape[-2], kernel.shape[-1]):
-                kernel[pair, rows].mul_(left[pair, rows, None]).mul_(right[pair])
-        return kernel
-    return kernel.mul_(left[..., :, None]).mul_(right[..., None, :])
+    left, right = left[..., :, None], right[..., None, :]
+    if not on_host(kernel):
+        return kernel.mul_(left).mul_(right)
+    for pairs, rows in _blocks(*kernel.shape):
+        kernel[pairs, rows].mul_(left[pairs, rows]).mul_(right[pairs])
+    return kernel
+
+
+def with_exact_rows(plan: Tensor, a: Tensor) -> Tensor:
+    """Scales the rows of a plan (B, m, n) to `a`, in its place: what rounding of potentials that are large beside
+    epsilon left of a row is no longer its weight. A row that vanished stays 0."""
+    sums = plan.sum(-1)
+    return plan.mul_(torch.where(sums > 0, a / sums, 0.0)[..., None])
+
+
+def marginal_error(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """(B,) L1 distance of both marginals of a plan from a and b."""
+    return (plan.sum(-1) - a).abs().sum(-1) + (plan.sum(-2) - b).abs().sum(-1)
 
 
 def inner(plan: Tensor, matrix: Tensor) -> Tensor:
     """<P, M> (B,), counting 0 where the plan is 0, also at a forbidden (infinite) cost."""
-    if _on_host(plan):
+    if on_host(plan):
         products = torch.stack([torch.dot(p.reshape(-1), m.reshape(-1)) for p, m in zip(plan, matrix, strict=True)])
         if bool(torch.isfinite(products).all()):
             return products
@@ -58,19 +86,22 @@ def inner(plan: Tensor, matrix: Tensor) -> Tensor:
     return torch.where((plan.isnan() | matrix.isnan()).any(-1).any(-1), torch.nan, sums)
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether a tensor lives where Python does, so that looking at it stalls nothing."""
+    return tensor.device.type == "cpu"
+
+
 def _column_minima(matrix: Tensor, f: Tensor) -> Tensor:
     g = torch.full((matrix.shape[0], matrix.shape[-1]), torch.inf, dtype=matrix.dtype)
-    for pair in range(matrix.shape[0]):
-        for rows in _blocks(matrix.shape[-2], matrix.shape[-1]):
-            torch.minimum(g[pair], (matrix[pair, rows] - f[pair, rows, None]).amin(0), out=g[pair])
+    for pairs, rows in _blocks(*matrix.shape):
+        torch.minimum(g[pairs], (matrix[pairs, rows] - f[pairs, rows, None]).amin(-2), out=g[pairs])
     return g
 
 
-def _blocks(m: int, n: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // n)
-    for start in range(0, m, step):
-        yield slice(start, start + step)
-
-
-def _on_host(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
+def _blocks(batch: int, m: int, n: int) -> Iterator[tuple[slice, slice]]:
+    """Several small pairs at once, or some rows of a large one."""
+    pairs = max(1, _BLOCK // (m * n))
+    rows = max(1, _BLOCK // n) if pairs == 1 else m
+    for pair in range(0, batch, pairs):
+        for row in range(0, m, rows):
+            yield slice(pair, pair + pairs), slice(row, row + rows)

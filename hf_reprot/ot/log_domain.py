@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernel import cold_potentials
+from .kernel import cold_potentials, marginal_error, with_exact_rows
 from .solution import Limits, Solution
 
 _LOOK_EVERY = 5
@@ -34,7 +34,9 @@ def sinkhorn_log(
                 break
         g = towards
     plan = ((f[:, :, None] + g[:, None, :] - matrix) / eps[..., None]).add_(log_a[:, :, None]).add_(log_b[:, None, :])
-    return Solution(plan.exp_(), f, g, error, iterations, error <= limits.tolerance)
+    plan = with_exact_rows(plan.exp_(), a)
+    error = marginal_error(plan, a, b)
+    return Solution(plan, f, g, error, iterations, error <= limits.tolerance)
 
 
 def _log_sum(x: Tensor, dim: int) -> Tensor:

@@ -91,9 +91,10 @@ def pair_moments(student: Tensor, teacher: Tensor) -> PairMoments:
     cov = student.new_zeros(student.shape[1], teacher.shape[1], dtype=dtype)
     var_s, var_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
     rest_s, rest_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
+    half = _half_operands(student, teacher)
     for rows in _row_blocks(n):
         s, t = student[rows].to(dtype) - mean_s, teacher[rows].to(dtype) - mean_t
-        cov.addmm_(s.t(), t, alpha=share)
+        _add_product(cov, s.t(), t, share, half)
         rest_s.add_(s.sum(0), alpha=share)
         rest_t.add_(t.sum(0), alpha=share)
         var_s.add_(s.square_().sum(0), alpha=share)
@@ -163,12 +164,31 @@ def _gradient(
     gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     d_cov = d_cov * factor
     d_var, d_mean = 2 * factor * d_var, factor * d_mean
+    half = _half_operands(x, y)
     for rows in _row_blocks(x.shape[0]):
         centred = x[rows].to(mean_x.dtype) - mean_x
         block = torch.addcmul(d_mean, centred, d_var)
-        block.addmm_(y[rows].to(mean_y.dtype) - mean_y, d_cov)
+        _add_product(block, y[rows].to(mean_y.dtype) - mean_y, d_cov, 1.0, half)
         gradient[rows] = block.to(x.dtype)
     return gradient
+
+
+def _half_operands(x: Tensor, y: Tensor) -> bool:
+    """Whether products may have bfloat16 operands, summed up in float32: on CUDA, where both layers had no more digits
+    to begin with. They are centred in float32 before."""
+    return x.is_cuda and x.dtype == y.dtype == torch.bfloat16
+
+
+def _add_product(out: Tensor, x: Tensor, y: Tensor, alpha: float, half: bool) -> None:
+    """out += alpha x y, in place."""
+    if half:
+        out.add_(_half_product(x.bfloat16(), y.bfloat16()), alpha=alpha)
+    else:
+        out.addmm_(x, y, alpha=alpha)
+
+
+def _half_product(x: Tensor, y: Tensor) -> Tensor:
+    return torch.mm(x, y, out_dtype=torch.float32)
 
 
 def _row_blocks(n: int) -> Iterator[slice]:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .kernel import cold_potentials, fill_kernel, inner, scale_to_plan
+from .budget import SweepBudget, Work
+from .kernel import fill_kernel, inner, on_host, starting_potentials
 from .solution import Limits, Solution
+from .sweeps import Sweeps
 
 _LOOK_EVERY = 16
 _POLISH = 8  # sweeps at a fixed kernel before a look: one sweep a step leaves the columns slightly behind
 
+_budget = SweepBudget(first=4 * _LOOK_EVERY)
 
-def proximal(matrix: Tensor, a: Tensor, b: Tensor, beta: Tensor, limits: Limits, g: Tensor | None = None) -> Solution:
+
+def proximal(
+    matrix: Tensor,
+    a: Tensor,
+    b: Tensor,
+    beta: Tensor,
+    limits: Limits,
+    g: Tensor | None = None,
+    kernels: Callable[[Tensor, Tensor, Tensor, Tensor], Any] | None = None,
+) -> Solution:
     """Solves min <P, M> for a batch (B, m, n), without entropic bias.
 
     Step t makes P minimise <P, M> + beta KL(P | P of step t - 1) with one Sinkhorn sweep. Written out, P of step t has
@@ -29,8 +44,9 @@ def proximal(matrix: Tensor, a: Tensor, b: Tensor, beta: Tensor, limits: Limits,
         beta: (B,) Proximal step in units of the cost. Smaller is faster until float32 runs out.
         limits: When to stop; the iterations are proximal steps.
         g: (B, n) Potential to start from.
+        kernels: What makes the steps in the place of torch (`kernels.solver.ProximalBlock`).
     """
-    if matrix.device.type == "cpu" and matrix.shape[0] > 1:
+    if on_host(matrix) and matrix.shape[0] > 1 and kernels is None:
         starts = [None] * matrix.shape[0] if g is None else [g[i : i + 1] for i in range(matrix.shape[0])]
         pairs = [(matrix[i : i + 1], a[i : i + 1], b[i : i + 1], beta[i : i + 1]) for i in range(matrix.shape[0])]
         solved = [proximal(*pair, limits, start) for pair, start in zip(pairs, starts, strict=True)]
@@ -40,43 +56,64 @@ def proximal(matrix: Tensor, a: Tensor, b: Tensor, beta: Tensor, limits: Limits,
     # A forbidden match becomes a very expensive one: 0 times infinity is no number.
     most = torch.where(torch.isfinite(matrix), matrix, 0.0).abs().amax((-2, -1), keepdim=True)
     matrix = torch.where(matrix == torch.inf, 1e3 * most, matrix)
-    inverse = 1 / beta
     scale = inner(a[..., :, None] * b[..., None, :], matrix).abs()  # the mean cost: below it, "relative" means to it
-    f, g = cold_potentials(matrix, g)
-    step, kernel = torch.empty_like(matrix), torch.empty_like(matrix)
+    f, g = starting_potentials(matrix, g)
     sharpness = torch.zeros_like(beta)  # t
     sharpen = torch.ones_like(beta)
     done = torch.zeros(beta.shape, dtype=torch.bool, device=matrix.device)
+    key = (tuple(matrix.shape), matrix.dtype, matrix.device, limits.tolerance, limits.max_iterations)
+    work = _budget.plan(key, _LOOK_EVERY, limits.max_iterations)
+    block = _TorchBlock(matrix, a, b, beta) if kernels is None else kernels(matrix, a, b, beta)
     best, made = None, 0
     while made < limits.max_iterations:
-        fill_kernel(step, matrix, f, g, inverse * sharpen)
-        fill_kernel(kernel, matrix, f, g, inverse * sharpness)
-        u, v = torch.ones_like(a), torch.ones_like(b)
         steps = min(_LOOK_EVERY, limits.max_iterations - made)
-        for turn in range(steps + _POLISH):
-            if turn < steps:
-                kernel.mul_(step)
-            v_before = v
-            u = _reciprocal(torch.einsum("bmn,bn->bm", kernel, b * v))
-            column_sums = torch.einsum("bm,bmn->bn", a * u, kernel)
-            v = _reciprocal(column_sums)
+        plan, f, g_of_plan, g, error = block.run(f, g, sharpness, sharpen, steps, _POLISH)
         made += steps
         sharpness = sharpness + steps * sharpen
-        unit = (beta / sharpness)[:, None]
-        error = ((v_before * column_sums - 1).abs() * b).sum(-1)
-        plan = scale_to_plan(kernel, a * u, b * v_before)
-        f, g_of_plan, g = f + unit * u.log(), g + unit * v_before.log(), g + unit * v.log()
         cost = inner(plan, matrix)
         gap = cost - _lower_bound(matrix, a, b, g)
         arrived = (error <= limits.tolerance) & (gap <= limits.tolerance * torch.maximum(cost.abs(), 1e-2 * scale))
-        found = Solution(plan.clone(), f, g_of_plan, error, torch.full_like(sharpness, made).long(), arrived)
+        found = Solution(plan, f, g_of_plan, error, torch.full_like(sharpness, made).long(), arrived)
         best = found if best is None else _keep(best, done, found)
         done = done | arrived
-        if bool((done | ~torch.isfinite(error)).all()):
+        if _over(work, made, done | ~torch.isfinite(error)):
             break
         # A kernel sharpened before its marginals are right takes ever more sweeps to right them: those come first.
         sharpen = (error <= torch.where(sharpen > 0, 4 * limits.tolerance, limits.tolerance)).to(beta)
+    work.learn(best.iterations, done)
     return best
+
+
+class _TorchBlock:
+    """Some proximal steps, and sweeps at the last of their kernels."""
+
+    def __init__(self, matrix: Tensor, a: Tensor, b: Tensor, beta: Tensor):
+        self.matrix, self.a, self.b, self.beta = matrix, a, b, beta
+        self.step, self.kernel = torch.empty_like(matrix), torch.empty_like(matrix)
+
+    def run(self, f: Tensor, g: Tensor, sharpness: Tensor, sharpen: Tensor, steps: int, polish: int):
+        """From f and g at `sharpness` (B,): the plan `steps` sharper, its f and g, the next g, its error."""
+        fill_kernel(self.step, self.matrix, f, g, sharpen / self.beta)
+        sweeps = Sweeps(self.matrix, self.a, self.b, self.beta / sharpness, f, g, self.kernel, accelerate=False)
+        for turn in range(steps + polish):
+            if turn:
+                sweeps.advance()
+            if turn < steps:
+                self.kernel.mul_(self.step)
+            sweeps.accelerate = turn >= steps  # momentum needs a kernel that stays
+            sweeps.sweep()
+        error = sweeps.error()
+        epsilon = (self.beta / (sharpness + steps * sharpen))[:, None]
+        f, g = sweeps.potentials(epsilon)
+        plan = sweeps.plan().clone()
+        sweeps.accelerate = False
+        sweeps.advance()
+        return plan, f, g, sweeps.potentials(epsilon)[1], error
+
+
+def _over(work: Work, made: int, stopped: Tensor) -> bool:
+    """Whether to stop: a CPU is asked, an accelerator only where nothing is known of such a call."""
+    return bool(stopped.all()) if on_host(stopped) else work.enough(made, stopped)
 
 
 def _lower_bound(matrix: Tensor, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
@@ -84,10 +121,6 @@ def _lower_bound(matrix: Tensor, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     f = (matrix - g[..., None, :]).amin(-1)
     g = (matrix - f[..., :, None]).amin(-2)
     return (a * f).sum(-1) + (b * g).sum(-1)
-
-
-def _reciprocal(sums: Tensor) -> Tensor:
-    return sums.clamp_min(torch.finfo(sums.dtype).tiny).reciprocal()
 
 
 def _keep(old: Solution, done: Tensor, new: Solution) -> Solution:

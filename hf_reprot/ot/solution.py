@@ -21,7 +21,8 @@ class Solution:
 
 @dataclass
 class Limits:
-    """When to stop: L1 error of the marginals, and sweeps at most."""
+    """When to stop: L1 error of the marginals, and sweeps at most; and whether sweeps have momentum."""
 
     tolerance: float
     max_iterations: int
+    accelerate: bool = True

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..choices import check_choice
+from . import kernels
 from .controls import CONTROLS, control_plan
 from .envelope import with_plan_as_gradient
 from .exact import exact
-from .kernel import inner
+from .kernel import inner, on_host
 from .proximal import proximal
 from .result import OTResult
 from .sinkhorn_device import sinkhorn_device
@@ -19,6 +20,7 @@ from .sinkhorn_host import sinkhorn_host
 from .solution import Limits, Solution
 
 METHODS = ("sinkhorn", "proximal", "exact", *CONTROLS)
+BACKENDS = ("auto", "torch", "triton")
 DEFAULT_RELATIVE_EPSILON = {"sinkhorn": 0.01, "proximal": 0.2}
 
 
@@ -33,6 +35,7 @@ def solve(
     tolerance: float = 1e-3,
     max_iterations: int = 1000,
     init: tuple[Tensor | None, Tensor] | Tensor | None = None,
+    backend: str = "auto",
 ) -> OTResult:
     """Optimal transport between two sets of neurons, given the cost of each match.
 
@@ -58,6 +61,8 @@ def solve(
             cost. The gradient's relative error is 1.5 to 10 times it.
         max_iterations: Sweeps (proximal steps) at most.
         init: Potentials (f, g) of a similar problem, as in `result.potentials`, or g (..., n) alone: a warm start.
+        backend: What runs "sinkhorn" and "proximal": "torch", "triton" (CUDA, float32), or "auto": Triton's kernels
+            where they are, for float32 costs of up to 4096 columns and a tolerance of at least 3e-5.
 
     Returns:
         `OTResult`, with the leading dimensions of M.
@@ -81,11 +86,15 @@ def solve(
     """
     _check_settings(method, relative_epsilon, epsilon, tolerance, max_iterations)
     _check_matrix(M)
+    check_choice("backend", backend, BACKENDS)
     batch, (m, n) = M.shape[:-2], M.shape[-2:]
     matrix = M.detach().to(torch.promote_types(M.dtype, torch.float32)).reshape(-1, m, n).contiguous()
     a = _weights("a", a, batch, m, matrix)
     b = _weights("b", b, batch, n, matrix)
     limits = Limits(tolerance, max_iterations)
+    triton = kernels.takes(matrix, tolerance) if backend == "auto" else backend == "triton"
+    if backend == "triton" and (reason := kernels.refusal(matrix)):
+        raise ValueError(reason)
 
     with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
         strength = None
@@ -96,14 +105,10 @@ def solve(
         else:
             strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
             start = _start(init, batch, n, matrix)
-            if method == "proximal":
-                solution = proximal(matrix, a, b, strength, limits, start)
-            elif matrix.device.type == "cpu":
-                solution = sinkhorn_host(matrix, a, b, strength, limits, start)
-            else:
-                solution = sinkhorn_device(matrix, a, b, strength, limits, start)
+            solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
         cost = inner(solution.plan, matrix)
         value = _dual_value(solution, a, b) if method == "sinkhorn" else cost
+        converged = solution.converged & ~torch.isnan(value) & ~torch.isnan(cost)
 
     def restored(x: Tensor) -> Tensor:
         return x.reshape((*batch, *x.shape[1:]))
@@ -119,9 +124,22 @@ def solve(
         potentials=None if method in CONTROLS else (restored(solution.f), restored(solution.g)),
         marginal_error=restored(solution.error),
         iterations=restored(solution.iterations),
-        converged=restored(solution.converged),
+        converged=restored(converged),
         epsilon=None if strength is None else restored(strength),
     )
+
+
+def _iterate(method: str, triton: bool, matrix, a, b, strength, limits: Limits, start: Tensor | None) -> Solution:
+    if triton:
+        from .kernels.solver import ProximalBlock, sinkhorn_triton
+
+        if method == "proximal":
+            return proximal(matrix, a, b, strength, limits, start, kernels=ProximalBlock)
+        return sinkhorn_triton(matrix, a, b, strength, limits, start)
+    if method == "proximal":
+        return proximal(matrix, a, b, strength, limits, start)
+    way = sinkhorn_host if on_host(matrix) else sinkhorn_device
+    return way(matrix, a, b, strength, limits, start)
 
 
 def _dual_value(solution: Solution, a: Tensor, b: Tensor) -> Tensor:
@@ -152,9 +170,9 @@ def _strength(matrix, a, b, batch, method, relative_epsilon, epsilon) -> Tensor:
 
 def _mean_cost(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """a'|M|b (B,) over the matches that are not forbidden."""
-    size = matrix.abs() if matrix.device.type != "cpu" or bool(matrix.amin() < 0) else matrix
+    size = matrix.abs() if not on_host(matrix) or bool(matrix.amin() < 0) else matrix
     mean = torch.bmm(torch.bmm(a[:, None, :], size), b[..., None]).view(-1)
-    if matrix.device.type == "cpu" and bool(torch.isfinite(mean).all()):
+    if on_host(matrix) and bool(torch.isfinite(mean).all()):
         return mean
     allowed = size != torch.inf
     mass = torch.where(allowed, a[..., :, None] * b[..., None, :], 0.0)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import OTTransferConfig
+from ..student import evaluating
 from .objective import TransferObjective, pair_name
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def check_pairs(student: nn.Module, objective: TransferObjective, device: torch.
     for teacher in objective.teachers:
         teacher.check_input(inputs, objective.preprocessing)
     # With gradients, so that a layer that none can flow through is found here.
-    with torch.enable_grad(), _evaluating(student), objective.recording():
+    with torch.enable_grad(), evaluating(student), objective.recording():
         outputs = _forward(student, inputs)
     layers, logits = objective.teach(inputs)
     if objective.distillation is not None:
@@ -132,15 +132,3 @@ def _check_logits(student: Tensor, teachers: Sequence[Tensor | None], objective:
                 f"kd_weight is above 0 but teacher {teacher.title} has {logits.shape[-1]} classes and the student "
                 f"{student.shape[-1]}: set kd_weight=0 or use a teacher of the student's task"
             )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

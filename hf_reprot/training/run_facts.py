@@ -25,7 +25,8 @@ from ..hub.provenance import (
     teacher_facts,
 )
 from ..hub.record import Evaluation, PairFacts, RunRecord, thinned_log
-from ..hub.speed import device_name, evaluating, made_up_batch, measure_speed, shape_text
+from ..hub.speed import device_name, made_up_batch, measure_speed, shape_text
+from ..student import evaluating
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_reprot.layers.architecture import block_layers, head_paths, last_layer, stage_layers
 from hf_reprot.taps import Taps, pair_neurons
-
 from tests.tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, transformers_model
 
 

@@ -9,7 +9,6 @@ from hf_reprot.layers.architecture import stage_layers
 from hf_reprot.layers.layout import Tokens, layout_of, prefix_and_grid, tokens_of
 from hf_reprot.layers.paths import LayerName
 from hf_reprot.taps import Taps, pair_neurons
-
 from tests.tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, transformers_model
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from hf_reprot.layers.paths import LayerName, core, resolve_path, unwrap
-
 from tests.tiny_models import timm_model, transformers_model
 
 

@@ -103,6 +103,25 @@ def test_the_gradient_is_autograds(standardize, monkeypatch):
     assert torch.allclose(ours[1], t.grad)
 
 
+def test_bfloat16_operands_of_the_products_keep_the_digits_that_the_layers_had(monkeypatch):
+    s, t = (layer(400, 12, mixing=i) + 3 for i in (1, 2))
+    weight = torch.rand(12, 12)
+
+    def cost_and_gradient():
+        student = s.bfloat16().requires_grad_()
+        M = neuron_cost(student, t.bfloat16())
+        (M * weight).sum().backward()
+        return M.detach(), student.grad.float()
+
+    M, gradient = cost_and_gradient()
+    # as on CUDA, where the product of bfloat16 matrices can be summed up in float32
+    monkeypatch.setattr("hf_reprot.ot.moments._half_operands", lambda x, y: True)
+    monkeypatch.setattr("hf_reprot.ot.moments._half_product", lambda x, y: x.float() @ y.float())
+    half, half_gradient = cost_and_gradient()
+    assert torch.allclose(half, M, atol=5e-3 * M.mean())
+    assert (half_gradient - gradient).norm() < 1e-2 * gradient.norm()
+
+
 def test_a_local_share_of_the_gradient_of_global_moments():
     s, t = layer(30, 4), layer(30, 5, mixing=2)
     whole = pair_moments(s, t)

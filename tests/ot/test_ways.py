@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from hf_reprot.ot.budget import SweepBudget
+from hf_reprot.ot.kernel import cold_potentials
 from hf_reprot.ot.log_domain import sinkhorn_log
-from hf_reprot.ot.sinkhorn_device import sinkhorn_device
+from hf_reprot.ot.sinkhorn_device import CHUNK, sinkhorn_device
 from hf_reprot.ot.sinkhorn_host import sinkhorn_host
 from hf_reprot.ot.solution import Limits
+from hf_reprot.ot.sweeps import Sweeps
 from tests.ot.problems import cost_matrix, weights
 
 
@@ -30,6 +32,48 @@ def test_agrees_with_the_host(way, start):
     value = (found.f * a).sum(-1) + (found.g * b).sum(-1)
     assert torch.allclose(value, (expected.f * a).sum(-1) + (expected.g * b).sum(-1), rtol=1e-9)
     assert torch.allclose(found.plan.sum(-1), a)
+
+
+@pytest.mark.parametrize("way", [sinkhorn_host, sinkhorn_device])
+def test_momentum_saves_sweeps_and_changes_nothing(way):
+    M, a, b = _problem()
+    epsilon = torch.tensor([1.0, 0.03, 0.01], dtype=torch.float64)
+    plain, carried = (way(M, a, b, epsilon, Limits(1e-9, 50_000, accelerate)) for accelerate in (False, True))
+    assert plain.converged.all()
+    assert carried.converged.all()
+    assert torch.allclose(plain.plan, carried.plan, atol=1e-7)
+    assert (carried.iterations[1:] < 0.4 * plain.iterations[1:]).all()
+    assert carried.iterations[0] <= plain.iterations[0] + CHUNK
+
+
+def test_pairs_that_are_done_leave_and_the_rest_goes_on():
+    M, a, b = _problem(batch=7)
+    epsilon = torch.tensor([1.0, 0.02, 0.5, 0.01, 0.2, 0.05, 1.0], dtype=torch.float64)
+    together = sinkhorn_host(M, a, b, epsilon, Limits(1e-8, 20_000))
+    for i in range(7):
+        one = slice(i, i + 1)
+        alone = sinkhorn_host(M[one], a[one], b[one], epsilon[one], Limits(1e-8, 20_000))
+        assert together.iterations[i] == alone.iterations[0]
+        assert torch.allclose(together.plan[i], alone.plan[0], rtol=1e-8, atol=1e-14)
+        assert torch.allclose(together.f[i], alone.f[0])
+        assert torch.allclose(together.g[i], alone.g[0])
+
+
+def test_scalings_that_overflow_go_back_to_the_last_potentials():
+    M, a, b = _problem(batch=2)
+    f, g = cold_potentials(M)
+    sweeps = Sweeps(M, a, b, torch.full((2,), 0.1).double(), f, g, torch.empty_like(M), accelerate=True)
+    for _ in range(3):
+        sweeps.sweep()
+        sweeps.advance()
+    sweeps.v[0, 3] = torch.inf
+    sweeps.absorb()
+    assert torch.equal(sweeps.g[0], g[0])
+    assert not torch.equal(sweeps.g[1], g[1])
+    for _ in range(200):
+        sweeps.sweep()
+        sweeps.advance()
+    assert (sweeps.error() < 1e-3).all()
 
 
 def test_the_accelerators_loop_in_float32_reaches_what_was_asked():
@@ -76,6 +120,8 @@ def test_where_the_kernel_overflows_the_log_domain_takes_over(monkeypatch):
     expected = sinkhorn_host(M, a, b, epsilon, Limits(1e-5, 5000))
     # without absorption, from a start whose scalings overflow in float32
     monkeypatch.setattr("hf_reprot.ot.sinkhorn_host._extreme", lambda scaling: False)
-    monkeypatch.setattr("hf_reprot.ot.sinkhorn_host.cold_potentials", lambda M, g: (M.amin(-1) + 100, M.amin(-2) * 0))
+    monkeypatch.setattr(
+        "hf_reprot.ot.sinkhorn_host.starting_potentials", lambda M, g: (M.amin(-1) + 100, M.amin(-2) * 0)
+    )
     found = sinkhorn_host(M, a, b, epsilon, Limits(1e-5, 5000))
     assert torch.allclose(found.plan, expected.plan, atol=1e-5)
