@@ -56,6 +56,9 @@ def proximal(
     # A forbidden match becomes a very expensive one: 0 times infinity is no number.
     most = torch.where(torch.isfinite(matrix), matrix, 0.0).abs().amax((-2, -1), keepdim=True)
     matrix = torch.where(matrix == torch.inf, 1e3 * most, matrix)
+    # A neuron of weight 0 must be nobody's best match, which potentials would start from: the true ones would vanish.
+    carries_a, carries_b = a > 0, b > 0
+    matrix = torch.where(carries_a[..., :, None] & carries_b[..., None, :], matrix, most)
     scale = inner(a[..., :, None] * b[..., None, :], matrix).abs()  # the mean cost: below it, "relative" means to it
     f, g = starting_potentials(matrix, g)
     sharpness = torch.zeros_like(beta)  # t
@@ -67,6 +70,9 @@ def proximal(
     best, made = None, 0
     while made < limits.max_iterations:
         steps = min(_LOOK_EVERY, limits.max_iterations - made)
+        # Nothing holds the potentials of neurons without weight where they belong.
+        g = torch.where(carries_b, g, (matrix - torch.where(carries_a, f, -torch.inf)[..., :, None]).amin(-2))
+        f = torch.where(carries_a, f, (matrix - g[..., None, :]).amin(-1))
         plan, f, g_of_plan, g, error = block.run(f, g, sharpness, sharpen, steps, _POLISH)
         made += steps
         sharpness = sharpness + steps * sharpen
@@ -101,6 +107,7 @@ class _TorchBlock:
             if turn < steps:
                 self.kernel.mul_(self.step)
             sweeps.accelerate = turn >= steps  # momentum needs a kernel that stays
+            sweeps.floor = torch.finfo(self.matrix.dtype).tiny  # a sharpened kernel may lose rows without weight
             sweeps.sweep()
         error = sweeps.error()
         epsilon = (self.beta / (sharpness + steps * sharpen))[:, None]

@@ -44,6 +44,7 @@ class Sweeps:
         self._steps = torch.zeros_like(self.epsilon)  # since the momentum started
         self._counts = torch.ones_like(self.epsilon)  # 0 where a pair may have no momentum
         self.done: Tensor | None = None  # (B, 1) pairs that stay as they are
+        self.floor: float | None = None  # the least sum that is divided by, where sums without weight may vanish
         self._right, self._columns, self._residual, self._step = (torch.empty_like(b) for _ in range(4))
         self.rows, self._left = torch.empty_like(a), torch.empty_like(a)
         self._take_views()
@@ -59,10 +60,14 @@ class Sweeps:
         torch.mul(self.b, self.v, out=self._right)
         right, kernel, rows = self._to_rows
         torch.bmm(right, kernel, out=rows)
+        if self.floor is not None:
+            self.rows.clamp_min_(self.floor)
         torch.div(self.a, self.rows, out=self._left)
         left, kernel, columns = self._to_columns
         torch.bmm(left, kernel, out=columns)
         torch.mul(self._right, self._columns, out=self._residual).sub_(self.b)
+        if self.floor is not None:
+            self._columns.clamp_min_(self.floor)
 
     def error(self) -> Tensor:
         """(B,) L1 distance of the plan's column sums from `b`, at the last sweep."""
@@ -78,6 +83,8 @@ class Sweeps:
             self._steps.masked_fill_(uphill > 0, 0)
             step.mul_(self._steps / (self._steps + _INERTIA)).exp_()
             landed = landed.mul_(step)
+            if self.floor is not None:
+                landed.clamp_max_(1 / self.floor)
             self._steps.add_(self._counts)
         if self.done is None:
             self.v.copy_(landed)

@@ -139,6 +139,21 @@ def test_weights_of_zero_carry_nothing():
         assert whole.plan[:, [0, 5]].sum() == 0
 
 
+@pytest.mark.parametrize("method", ["sinkhorn", "proximal"])
+def test_a_neuron_of_weight_zero_may_be_everyones_best_match(method):
+    M = cost_matrix(6, 8).float()
+    M[:, 3] = 0
+    M[2] = 0
+    a, b = torch.full((6,), 1 / 5), torch.full((8,), 1 / 7)
+    a[2], b[3] = 0, 0
+    keep_a, keep_b = a > 0, b > 0
+    whole = solve(M, a, b, method=method, max_iterations=5000)
+    reduced = solve(M[keep_a][:, keep_b], a[keep_a], b[keep_b], method=method, max_iterations=5000)
+    assert whole.converged
+    # the unit of epsilon and of the tolerance is the mean cost, in which weights of 0 do not count
+    assert whole.cost.item() == pytest.approx(reduced.cost.item(), rel=5e-3)
+
+
 def test_forbidden_matches_carry_nothing():
     M = cost_matrix(6, 6)
     M[0, 1:] = torch.inf
