@@ -117,7 +117,9 @@ def _made_up_batch(student: nn.Module, objective: TransferObjective, device: tor
         images = torch.randn(_SAMPLES, channels, *objective.preprocessing.size, generator=generator)
         return {"pixel_values": images.to(device, dtype)}
     if main == "input_ids":
-        vocabulary = getattr(student.config, "vocab_size", 2)
+        # The smallest vocabulary: a teacher may have tokens of its own, which the data brings in columns of their own.
+        models = [student, *(teacher.model for teacher in objective.teachers)]
+        vocabulary = min(getattr(getattr(model, "config", None), "vocab_size", None) or 2 for model in models)
         tokens = torch.randint(0, vocabulary, (_SAMPLES, 8), generator=generator).to(device)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return None
