@@ -1,0 +1,46 @@
+"""The shape of the package: imports point down, and its core works alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "hf_reprot"
+# From the top. A room may import those below it, and its own modules.
+ORDER = [
+    *("cli", "demo", "compare", "recipe", "trainer", "training", "hub", "plots", "config", "data", "student"),
+    *("teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot", "lazy", "choices"),
+]
+
+
+def _imports(path: Path) -> set[str]:
+    """Rooms of the package that a module imports, wherever in its text."""
+    package = ["hf_reprot", *path.relative_to(ROOT).parts[:-1]]
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            whole = [*base, *(node.module or "").split(".")] if node.module else base
+            rooms |= {whole[1]} if len(whole) > 1 else {alias.name for alias in node.names}
+    return rooms
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_and_files_are_small(path):
+    assert len(path.read_text("utf-8").splitlines()) <= 400
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if room == "__init__":  # the public names
+        return
+    below = ORDER[ORDER.index(room) :]
+    assert _imports(path) <= set(below), sorted(_imports(path) - set(below))
+
+
+@pytest.mark.parametrize("module", ["hf_reprot", "hf_reprot.ot", "hf_reprot.losses"])
+def test_the_core_works_without_the_libraries_around_it(module):
+    script = (
+        f"import sys, {module}; print([m for m in {['transformers', 'datasets', 'timm', 'ot']} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
