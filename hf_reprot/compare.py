@@ -87,10 +87,12 @@ class Comparison:
         """The closest layer of B for each of A, beside the controls."""
         title = f"{self.a} against {self.b}: {self.samples} images, {self.positions}; cost of matching neurons"
         table = Table(title=title)
-        for name in ("layer of A", "closest in B", "widths"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=10)
-        for name in ("trans-port", "by chance", "ran-dom", "iden-tity", "CKA"):
-            table.add_column(name, justify="right")
+        for name in ("layer of A", "closest in B"):
+            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=14)
+        table.add_column("widths", no_wrap=True, min_width=8)
+        for name in ("match", "chan.", "rand.", "same", "CKA"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=5)
+        table.caption = "chan.: B's images shuffled; rand.: a random pairing; same: neuron i with neuron i"
         for m in self.closest():
             identity = "-" if m.identity is None else f"{m.identity:.3f}"
             numbers = (f"{m.cost:.3f}", f"{m.shuffled:.3f}", f"{m.random:.3f}", identity, f"{m.cka:.3f}")
