@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class Comparison:
     def table(self) -> Table:
         """The closest layer of B for each of A, beside the controls."""
         title = f"{self.a} against {self.b}: {self.samples} images, {self.positions}; cost of matching neurons"
-        table = Table(title=title)
+        table = Table(title=title, box=SIMPLE)
         for name in ("layer of A", "closest in B"):
             table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=14)
         table.add_column("widths", no_wrap=True, min_width=8)

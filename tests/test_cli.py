@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
+from tests.hub_server.fixtures import READ_TOKEN, hub, run_python  # noqa: F401
 from tests.models import resnet
+
+CARDS = Path(__file__).parents[1] / "model_cards"
 
 
 def _run(*arguments, folder, code=0):
@@ -101,3 +106,44 @@ def test_the_demo_prints_a_table_and_leaves_a_student_and_pictures(tmp_path):
     for picture in ("plan.png", "curves.png", "accuracy.png"):
         assert (tmp_path / "out" / picture).stat().st_size > 5000
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_card_is_written_anew(tmp_path):
+    shutil.copytree(CARDS / "small", tmp_path / "small")
+    (tmp_path / "small" / "README.md").unlink()
+    assert "wrote small/README.md" in _run("card", "small", "--repository", "ada/small", folder=tmp_path).stdout
+    assert "ada/small" in (tmp_path / "small" / "README.md").read_text()
+    assert "transfer.json" in _run("card", "nothing", folder=tmp_path, code=2).stderr
+
+
+def test_what_cannot_be_pushed_is_one_line(tmp_path):
+    shutil.copytree(CARDS / "small", tmp_path / "small")  # a card without weights
+    error = _run("push", "small", "ada/small", folder=tmp_path, code=2).stderr
+    assert error.startswith("hf-reprot: error: ")
+    assert "weights" in error
+
+
+@pytest.mark.slow
+def test_a_student_is_pushed(tmp_path, teacher, hub):  # noqa: F811
+    folder = tmp_path / "student"
+    shutil.copytree(teacher, folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A student\n")
+    done = run_python(hub, ["-m", "hf_reprot.cli", "push", str(folder), "ada/pushed", "--private"], cwd=tmp_path)
+    assert "pushed to" in done.stdout
+    script = "from huggingface_hub import HfApi\ninfo = HfApi().model_info('ada/pushed')\n"
+    script += "print(info.private, len(info.siblings))"
+    private, files = run_python(hub, script).stdout.split()
+    assert private == "True"
+    assert int(files) >= 4
+    failed = run_python(hub, ["-m", "hf_reprot.cli", "push", str(folder), "ada/pushed"], token=READ_TOKEN, check=False)
+    assert failed.returncode == 2
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert READ_TOKEN not in failed.stderr
+
+
+def test_two_models_are_compared(tmp_path, teacher):
+    arguments = ("--dataset", "digits", "--samples", "20", "--layers", "stages", "--folder", "out")
+    done = _run("compare", teacher, teacher, *arguments, folder=tmp_path)
+    assert "match" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert (tmp_path / "out" / "transport.png").is_file()

@@ -35,7 +35,7 @@ class L2SP(nn.Module):
         >>> from hf_reprot.losses import L2SP
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
         >>> anchor = L2SP(model, exclude=["1"])  # "1" is the new head
-        >>> float(anchor().loss)
+        >>> anchor().loss.item()
         0.0
 
     References: Li, Grandvalet, Davoine: "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
