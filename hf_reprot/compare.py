@@ -89,7 +89,7 @@ class Comparison:
         title = f"{self.a} against {self.b}: {self.samples} images, {self.positions}; cost of matching neurons"
         table = Table(title=title, box=SIMPLE)
         for name in ("layer of A", "closest in B"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=14)
+            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=11)
         table.add_column("widths", no_wrap=True, min_width=8)
         for name in ("match", "chan.", "rand.", "same", "CKA"):
             table.add_column(name, justify="right", no_wrap=True, min_width=5)
