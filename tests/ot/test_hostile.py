@@ -5,6 +5,7 @@ HF_REPROT_HOSTILE_CASES=10000 sets how many cases are drawn.
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfl
 SIZES = st.integers(1, 20)
 SEEDS = st.integers(0, 2**20)
 TOLERANCE = 1e-3
+
+pytestmark = pytest.mark.timeout(300 + CASES // 5)
 
 
 @st.composite
