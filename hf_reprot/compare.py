@@ -242,23 +242,22 @@ def _collect(
         for side, (model, tap) in enumerate(zip(models, taps, strict=True)):
             with torch.no_grad(), tap.armed():
                 model(model.inputs_for({"pixel_values": batch}, pixels))
-            activations[side].append(tap.take())
+            caught = tap.take()
+            if positions == "pooled":  # once a layer, not once a pair of layers: whole maps need not be kept
+                caught = {name: pair_neurons(layer, layer)[0] for name, layer in caught.items()}
+            activations[side].append(caught)
     for tap in taps:
         tap.close()
     moments = {}
     for i, ours in enumerate(names[0]):
         for j, theirs in enumerate(names[1]):
             tables = [
-                pair_neurons(x[ours], y[theirs], positions=positions)
+                (x[ours], y[theirs]) if positions == "pooled" else pair_neurons(x[ours], y[theirs], positions=positions)
                 for x, y in zip(activations[0], activations[1], strict=True)
             ]
             s, t = (torch.cat([table[side] for table in tables]) for side in (0, 1))
             order = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed)).to(t.device)
-            moments[i, j] = [pair_moments(s, t), pair_moments(s, t[order])]
-            if positions == "pooled":
-                moments[i, j].append(_linear_cka(s, t))
-            else:
-                moments[i, j].append(_cka_of_moments(moments[i, j][0], pair_moments(s, s), pair_moments(t, t)))
+            moments[i, j] = [pair_moments(s, t), pair_moments(s, t[order]), _linear_cka(s, t)]
     return moments, len(images)
 
 
@@ -295,7 +294,3 @@ def _linear_cka(s: Tensor, t: Tensor) -> float:
         gram_s, gram_t = s @ s.t(), t @ t.t()
         return float((gram_s * gram_t).sum() / (gram_s.norm() * gram_t.norm()).clamp_min(1e-30))
     return float((s.t() @ t).square().sum() / ((s.t() @ s).norm() * (t.t() @ t).norm()).clamp_min(1e-30))
-
-
-def _cka_of_moments(cross: PairMoments, own_s: PairMoments, own_t: PairMoments) -> float:
-    return float(cross.cov.square().sum() / (own_s.cov.norm() * own_t.cov.norm()).clamp_min(1e-30))

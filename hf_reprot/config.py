@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -180,9 +179,3 @@ class OTTransferConfig(TrainingArguments):
     def transfer_settings(self) -> dict[str, Any]:
         """The settings that this class adds, by name: what a card or a log shows of a run."""
         return {name: getattr(self, name) for name in self.transfer_fields()}
-
-
-def nearest_setting(name: str) -> str | None:
-    """The setting whose name is nearest to a misspelt one, or None."""
-    near = difflib.get_close_matches(name, [f.name for f in fields(OTTransferConfig)], n=1)
-    return near[0] if near else None

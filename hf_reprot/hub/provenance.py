@@ -19,8 +19,6 @@ from .privacy import folder_name
 
 logger = logging.getLogger(__name__)
 
-ORIGINS = ("hub", "folder", "scratch", "unrecorded")
-
 # What a head does, by the end of its class's name; the Hub's pipeline tags.
 _TASKS = {
     "ForImageClassification": "image-classification",
