@@ -19,6 +19,7 @@ from .student import as_student
 from .teacher import Preprocessing, Teacher
 from .training.callback import TransferCallback
 from .training.checkpointing import CheckpointingMixin
+from .training.companions import CompanionsMixin
 from .training.guard import GradientGuard
 from .training.launch import check_launch
 from .training.meter import Meter
@@ -31,7 +32,7 @@ from .training.watch import NonFiniteWatch
 TEACHER_PREFIX = "teacher_"
 
 
-class OTTransferTrainer(CheckpointingMixin, PublishingMixin, Trainer):
+class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Trainer):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
 
     Everything of `transformers.Trainer` works as it does there: callbacks, trackers, resuming, gradient accumulation,
@@ -139,6 +140,9 @@ class OTTransferTrainer(CheckpointingMixin, PublishingMixin, Trainer):
         self._watch.names = [pair_name(pair, len(self.teachers)) for pair in pairs]
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         widths = [] if sharded else check_pairs(student, self.transfer, args.device)
+        with torch.random.fork_rng():  # the order of the data does not depend on which losses have modules
+            torch.manual_seed(args.seed)
+            self.transfer.build_companions(widths, args.device)
         sharing = self.accelerator.num_processes if args.ot_global_batch else 1
         check_batch_size(args, args.train_batch_size * sharing, widths)
 
@@ -215,7 +219,9 @@ class OTTransferTrainer(CheckpointingMixin, PublishingMixin, Trainer):
         """Drops a gradient that is not finite, and counts it in the logs."""
         if self.is_deepspeed_enabled or self.accelerator.scaler is not None:
             return  # they look after it themselves
-        dropped = self._guard.check(self.model, sharded=self.is_fsdp_enabled)
+        companions = self.transfer.companions
+        trained = nn.ModuleDict({"student": self.model, "companions": companions}) if len(companions) else self.model
+        dropped = self._guard.check(trained, sharded=self.is_fsdp_enabled)
         self._meter.add({"dropped_steps": torch.tensor(float(dropped), device=self.args.device)})
 
     def _task_loss(self, model, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:

@@ -1,5 +1,6 @@
 """Taps on models that several processes train together, against one process on the whole batch."""
 
+import faulthandler
 import os
 import socket
 
@@ -49,6 +50,7 @@ def wrapped(model, kind, world):
 
 
 def worker(rank, world, port):
+    faulthandler.enable()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)
@@ -65,8 +67,11 @@ def worker(rank, world, port):
             for name, parameter in model.named_parameters():
                 grad = parameter.grad if kind == "ddp" else parameter.grad.full_tensor()
                 torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-6, msg=f"{kind}: {name}")
+        dist.barrier()
     finally:
         dist.destroy_process_group()
+    # Past the interpreter's teardown, in which threads of the libraries now and then abort a process that has done all.
+    os._exit(0)
 
 
 @pytest.mark.distributed

@@ -21,4 +21,9 @@ class TransferCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """The gradient is complete, averaged over processes and clipped."""
+        self.trainer._average_companions()
         self.trainer._guard_gradient()
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """The optimiser has made its step."""
+        self.trainer._zero_companions()

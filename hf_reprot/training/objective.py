@@ -63,7 +63,18 @@ class TransferObjective:
         self.running = [RunningMoments(config.plan_momentum) for _ in self.pairs] if config.plan_momentum > 0 else None
         self.distillation = LogitDistillation(config.kd_temperature) if config.kd_weight > 0 else None
         self.anchor = L2SP(student, exclude=heads) if config.l2sp_weight > 0 else None
+        self.companions = nn.ModuleDict()  # they train along with the student and are no part of it
         self.plans: list[Tensor] = []  # of the last batch, one a pair: what a plot or a card shows
+
+    def build_companions(self, widths: Sequence[tuple[int, int]], device: torch.device) -> None:
+        """Makes the modules that train along with the student, once the widths of the layer pairs are known.
+
+        Args:
+            widths: (d_s, d_t) of each pair; empty where no batch could be made up.
+            device: Where the student lives.
+        """
+        self.companions = nn.ModuleDict()
+        self.companions.to(device)
 
     def close(self) -> None:
         """Takes every hook off both sides."""
@@ -169,7 +180,7 @@ class TransferObjective:
             state |= {f"running.{i}.{name}": value for name, value in running.state_dict().items()}
         if self.anchor is not None:
             state["l2sp.fingerprint"] = self.anchor.fingerprint()
-        return state
+        return state | {f"companions.{name}": value for name, value in self.companions.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` gave.
@@ -182,6 +193,8 @@ class TransferObjective:
             prefix = f"running.{i}."
             moments = {k.removeprefix(prefix): v.to(device) for k, v in state.items() if k.startswith(prefix)}
             running.load_state_dict(moments)
+        companions = {k.removeprefix("companions."): v for k, v in state.items() if k.startswith("companions.")}
+        self.companions.load_state_dict(companions, strict=True)
         if self.anchor is not None and "l2sp.fingerprint" in state:
             ours, theirs = self.anchor.fingerprint(), state["l2sp.fingerprint"]
             if not torch.allclose(ours, theirs.to(ours), rtol=1e-6):
