@@ -5,7 +5,8 @@
 
 The step that it is compared with has the same forward pass of the teacher, the student's forward and backward pass, a
 cross-entropy and an optimiser, and no transport. The transport's own time is taken from the recorded layers to their
-gradients. Weights and images are random; every step has new images. The parts take turns, medians are reported.
+gradients. Weights and images are random; every step has new images. The parts take turns; medians are reported, and the
+range of the transport's share over the steps.
 """
 
 from __future__ import annotations
@@ -110,36 +111,55 @@ def _model(name: str, image: int) -> torch.nn.Module:
     return timm.create_model(name, num_classes=10, **sized)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="vit_small_patch16_224")
     parser.add_argument("--student", default="resnet18")
     parser.add_argument("--image", type=int, default=128, help="pixels")
-    parser.add_argument("--batch", type=int, nargs="*", default=[32, 64])
+    parser.add_argument("--batch", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=7, help="of a row, after one that is not counted")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="of a row's steps at most; one step is always counted"
+    )
     parser.add_argument("--tolerance", type=float, default=1e-3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bfloat16", action="store_true", help="autocast of both models")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: seconds of computing, for a busy machine")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.clock == "cpu":  # computing time adds up over threads
         torch.set_num_threads(1)
     table = Table(title=f"{options.teacher} to {options.student}, {options.image} px, {options.device}")
-    for heading in ("transport", "batch", "pairs", "teacher ms", "student ms", "transport ms", "share", "sweeps"):
+    for heading in (
+        "transport",
+        "batch",
+        "pairs",
+        "teacher ms",
+        "student ms",
+        "transport ms",
+        "share",
+        "range",
+        "steps",
+        "sweeps",
+    ):
         table.add_column(heading, justify="left" if heading == "transport" else "right")
     for case in options.cases:
         for batch in options.batch:
             step, parts = Step(options, batch, **CASES[case]), Parts()
             step.run(Parts())  # what is slow only once
-            for _ in range(options.steps):
+            begin = time.perf_counter()
+            while len(parts.transport) < options.steps:
                 step.run(parts)
+                if time.perf_counter() - begin > options.seconds:
+                    break
+            shares = [x / (x + y + z) for x, y, z in zip(parts.transport, parts.teacher, parts.student, strict=True)]
             teacher, student, transport = map(statistics.median, (parts.teacher, parts.student, parts.transport))
             table.add_row(
                 *(case, str(batch), str(len(step.pairs))),
                 *(f"{1e3 * seconds:.1f}" for seconds in (teacher, student, transport)),
                 f"{transport / (teacher + student + transport):.1%}",
-                f"{statistics.median(parts.sweeps):.0f}",
+                f"{min(shares):.1%} to {max(shares):.1%}",
+                *(str(len(shares)), f"{statistics.median(parts.sweeps):.0f}"),
             )
     Console().print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.clock} time")
     Console().print(table)

@@ -87,6 +87,7 @@ def train(context: typer.Context) -> None:
     if processes is not None:
         raise typer.Exit(_launch(processes, recipe_file, arguments))
     result = run_recipe(*parse_recipe(arguments, recipe_file))
+    result.trainer.accelerator.end_training()  # processes part in order, not while Python takes itself apart
     if not result.trainer.is_world_process_zero():
         return
     table = Table("result", "value")

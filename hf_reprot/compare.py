@@ -20,11 +20,13 @@ from .choices import check_choice
 from .data import image_columns, load_image_dataset
 from .images.opening import open_image
 from .images.preprocessing import Preprocessing
-from .matching import block_layers, last_layer, stage_layers
+from .losses.baselines import linear_cka
+from .matching import LayerPlan, candidate_layers, last_layer, plan_layers
+from .matching.ground import LayerCosts, shuffled
 from .ot import solve
 from .ot.cost import cost_from_moments
 from .ot.moments import PairMoments, pair_moments
-from .plots import layer_map_figure, plan_figure, save_figure
+from .plots import layer_map_figure, layer_plan_figure, plan_figure, save_figure
 from .taps import Taps, pair_neurons
 from .teacher import Teacher
 
@@ -84,6 +86,11 @@ class Comparison:
         width = len(self.b_layers)
         return [self.matches[i * width + int(j)] for i, j in enumerate(gain.argmax(1))]
 
+    def layer_plan(self, order_prior: float = 0.0) -> LayerPlan:
+        """The layers of A matched with those of B by transport over the costs between them (see `plan_layers`)."""
+        cost = LayerCosts(self.values("cost"), self.values("shuffled")).relative()
+        return plan_layers(cost, self.a_layers, self.b_layers, order_prior=order_prior)
+
     def table(self) -> Table:
         """The closest layer of B for each of A, beside the controls."""
         title = f"{self.a} against {self.b}: {self.samples} images, {self.positions}; cost of matching neurons"
@@ -111,6 +118,13 @@ class Comparison:
             title=f"{self.a} (rows) against {self.b} (columns)",
         )
 
+    def layer_plan_figure(self) -> Figure:
+        """Heat map of the cost between layers, as a multiple of chance, with the pairs of `layer_plan` framed."""
+        plan = self.layer_plan()
+        names = [[_short(name) for name in layers] for layers in (self.a_layers, self.b_layers)]
+        title = f"{self.a} (rows) and {self.b} (columns): layers matched"
+        return layer_plan_figure(plan.plan, plan.cost, *names, title=title)
+
     def cka_figure(self) -> Figure:
         """Heat map of linear CKA."""
         title = f"{self.a} (rows) against {self.b} (columns)"
@@ -118,12 +132,14 @@ class Comparison:
         return layer_map_figure(values, *layers, label="linear CKA", lower_is_closer=False, title=title)
 
     def save(self, folder: str | os.PathLike) -> list[Path]:
-        """Writes the numbers (JSON), both heat maps and the plan of the last layer's match (PNG); returns the files."""
+        """Writes the numbers (JSON), the heat maps, the matching of layers and the plan of the last layer's match
+        (PNG); returns the files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         last = self.closest()[-1]
         plan = plan_figure(self.plans[last.a, last.b], student=f"{self.a} {last.a}", teacher=f"{self.b} {last.b}")
         figures = {"transport.png": self.figure(), "cka.png": self.cka_figure(), "plan.png": plan}
+        figures["layers.png"] = self.layer_plan_figure()
         files = [save_figure(figure, folder / name) for name, figure in figures.items()]
         numbers = {key: getattr(self, key) for key in ("a", "b", "samples", "positions", "a_layers", "b_layers")}
         path = folder / "comparison.json"
@@ -205,9 +221,7 @@ def _layers(model: nn.Module, layers: str | Sequence[str], positions: str) -> li
         return list(layers)
     if layers == "last":
         return [last_layer(model, positions)]
-    found = block_layers(model) if layers == "blocks" else stage_layers(model)
-    last = last_layer(model, positions)
-    return [*found, *([last] if last not in found else [])]
+    return candidate_layers(model, layers, positions)
 
 
 def _images(dataset: Any, split: str | None, samples: int, seed: int) -> list[Any]:
@@ -256,8 +270,9 @@ def _collect(
                 for x, y in zip(activations[0], activations[1], strict=True)
             ]
             s, t = (torch.cat([table[side] for table in tables]) for side in (0, 1))
-            order = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed)).to(t.device)
-            moments[i, j] = [pair_moments(s, t), pair_moments(s, t[order]), _linear_cka(s, t)]
+            order = shuffled(len(t), seed, t.device)
+            cka = float(linear_cka(s.float(), t.float()))
+            moments[i, j] = [pair_moments(s, t), pair_moments(s, t[order]), cka]
     return moments, len(images)
 
 
@@ -285,12 +300,3 @@ def _match(a: str, b: str, moments: PairMoments, shuffled: PairMoments, cka: flo
     identity = float(solve(matrix, method="identity").cost) if widths[0] == widths[1] else None
     chance = float(solve(cost_from_moments(shuffled)).cost)
     return LayerMatch(a, b, widths, float(best.cost), chance, identity=identity, cka=cka, **costs), best.plan
-
-
-def _linear_cka(s: Tensor, t: Tensor) -> float:
-    """||S'T||^2 / (||S'S|| ||T'T||) of centred tables, by whichever products are smaller (Kornblith et al., 2019)."""
-    s, t = (x.float() - x.float().mean(0) for x in (s, t))
-    if len(s) < max(s.shape[1], t.shape[1]):
-        gram_s, gram_t = s @ s.t(), t @ t.t()
-        return float((gram_s * gram_t).sum() / (gram_s.norm() * gram_t.norm()).clamp_min(1e-30))
-    return float((s.t() @ t).square().sum() / ((s.t() @ s).norm() * (t.t() @ t).norm()).clamp_min(1e-30))

@@ -9,12 +9,33 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .choices import check_choice
+from .losses.baselines import FEATURE_LOSSES
 from .losses.transport import DEAD_NEURONS
 from .ot.cost import COSTS
-from .ot.solve import METHODS
+from .ot.solve import DIFFERENTIABLE_WEIGHTS, METHODS, SOLVED
 
 POSITIONS = ("pooled", "all")
 TOKENS = ("auto", "class", "patches", "all")
+KD_METHODS = ("kl", "dkd")
+SELECT_BY = ("task", "transport")
+OT_COSTS = (*COSTS, "learned")
+# What a learned cost does not go with: the legal values, and why.
+_WITH_LEARNED_COST = {
+    "ot_method": (("sinkhorn", "proximal", "exact"), "a control has a plan without any cost"),
+    "ot_debiased": ((False,), "its plan is frozen, and so would the self terms' be"),
+    "ot_standardize": ((True,), "it compares neurons on one scale"),
+    "ot_dead_neurons": (("keep",), "its plan is solved before a neuron can die"),
+    "plan_momentum": ((0,), "its plan is frozen and follows no moments"),
+}
+# What changing layer pairs do not go with: the legal values, and why.
+_WITH_AUTO_LAYERS = {
+    "ot_method": (tuple(m for m in METHODS if m != "identity"), "layers of all widths may be paired"),
+    "ot_cost": (COSTS, "a learned cost belongs to the pairs that it was learned for"),
+    "select_k": ((None,), "a selection belongs to a teacher layer that stays"),
+    "feature_loss": ((None,), "its projectors belong to pairs that stay"),
+    "delta_weight": ((0,), "DELTA pairs each layer with its own copy"),
+}
+_RIVAL_WEIGHTS = ("feature_weight", "dkd_alpha", "dkd_beta", "delta_weight", "bss_weight")
 
 
 def _setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -30,6 +51,7 @@ class OTTransferConfig(TrainingArguments):
     The loss of a step is
 
         task_weight * task + ot_weight * (weighted mean over layer pairs of W) + kd_weight * KD + l2sp_weight * L2-SP
+        + feature_weight * (weighted mean over layer pairs of feature_loss) + delta_weight * DELTA + bss_weight * BSS
 
     > Parameters that weigh the terms
 
@@ -41,17 +63,39 @@ class OTTransferConfig(TrainingArguments):
         kd_temperature: Temperature of logit distillation.
         l2sp_weight: Weight of the decay toward the pretrained weights.
 
+    > Parameters that choose what transport is compared with, on the same layer pairs
+
+        feature_loss, feature_weight: A loss of `hf_reprot.losses.baselines`, with its defaults, and its weight:
+            "fitnet", "attention", "nst", "rkd", "similarity", "cka", "crd" or "wkd". Set ot_weight=0 to have it instead
+            of transport.
+        kd_method: "kl", or "dkd" (decoupled; needs labels) with dkd_alpha and dkd_beta; the authors' kd_temperature
+            is 4.
+        delta_weight: Weight of DELTA (uniform attention), for a student that starts as a copy of the teacher.
+        bss_weight, bss_k: Weight of batch spectral shrinkage of the student's last representation, and how many
+            singular values. No teacher takes part.
+
+        "attention", "nst", "wkd" and DELTA see maps over positions, whatever ot_positions says: "last" is then the last
+        layer that has positions. "rkd", "similarity" and "cka" see one row an image, the pooled layer or, with
+        ot_positions="all", the whole map.
+
     > Parameters that choose what is compared
 
-        layer_pairs: "last", "stages", or a list of "student_layer=teacher_layer" or of
+        layer_pairs: "last", "stages", "auto", or a list of "student_layer=teacher_layer" or of
             {student, teacher, weight, teacher_index}.
+        layer_refresh_steps, layer_keep, layer_order_prior, layer_samples: With layer_pairs="auto" (see
+            `hf_reprot.matching.plan_layers`): how often the pairs are found anew, how many a student layer keeps, the
+            weight of the order prior, and the samples that layers are measured on.
         ot_positions: "pooled" (one sample an image or text) or "all" (every position is a sample).
         ot_tokens: Which tokens of a transformer: "auto", "class", "patches" or "all".
 
     > Parameters that control the transport
 
         ot_method, ot_cost, ot_standardize, ot_relative_epsilon, ot_epsilon, ot_debiased, ot_tolerance,
-        ot_max_iterations, ot_dead_neurons: as in `RepresentationTransport`.
+        ot_max_iterations, ot_dead_neurons: as in `RepresentationTransport`. ot_cost="learned" freezes a plan under a
+            cost that `hf_reprot.ot.inverse.learn_neuron_cost` learns before the first step.
+        cost_fit_steps, cost_regularisation: How many batches a cost is learned from, and how cautiously.
+        select_k, select_by, select_until: Let only k teacher neurons carry the mass, chosen by learned scores; see
+            `NeuronSelection`.
         plan_momentum: 0 solves the plan on the batch; above 0 on moments carried over steps.
         ot_global_batch: Match neurons on the samples of all processes.
         ot_nonfinite_limit: Steps in a row with a non-finite transport term after which training stops with an error.
@@ -60,6 +104,7 @@ class OTTransferConfig(TrainingArguments):
 
         teacher_model_init_kwargs: Keyword arguments for `from_pretrained` of a teacher given by name.
         teacher_dtype: Data type in which a teacher is loaded.
+        teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
     """
 
     task_weight: float = _setting(1.0, "Weight of the student's own loss on the labels; 0 trains without labels.")
@@ -71,12 +116,36 @@ class OTTransferConfig(TrainingArguments):
     kd_temperature: float = _setting(2.0, "Temperature of logit distillation.")
     l2sp_weight: float = _setting(0.0, "Weight of ||w - w0||^2 to the weights that training starts from (L2-SP).")
 
+    feature_loss: str | None = _setting(
+        None,
+        "A feature loss on the layer pairs, beside transport or, with ot_weight 0, instead of it.",
+        choices=list(FEATURE_LOSSES),
+    )
+    feature_weight: float = _setting(1.0, "Weight of feature_loss.")
+    kd_method: str = _setting(
+        "kl", 'Logit distillation: "kl", or "dkd" (decoupled; needs labels).', choices=list(KD_METHODS)
+    )
+    dkd_alpha: float = _setting(1.0, "Weight of the label's part of decoupled distillation.")
+    dkd_beta: float = _setting(8.0, "Weight of the other classes' part of decoupled distillation.")
+    delta_weight: float = _setting(
+        0.0, "Weight of the distance to the pretrained feature maps (DELTA); the student starts as the teacher's copy."
+    )
+    bss_weight: float = _setting(0.0, "Weight of batch spectral shrinkage of the student's last representation.")
+    bss_k: int = _setting(1, "Smallest singular values that batch spectral shrinkage penalises.")
+
     layer_pairs: list[str] = _setting(
         ["last"],
-        'Layers to match: "last" (the representation before the head), "stages", or student=teacher, each a module '
-        'path (as in "layer4=vit.layers.11"), "stage:i" or "block:i". Behind a path, ":input" takes what goes into the '
-        'module, and ":nchw", ":nhwc" or ":prefixN" says what its axes are where the model does not show it.',
+        'Layers to match: "last" (the representation before the head), "stages", "auto" (found by transport between '
+        'layers, see layer_refresh_steps), or student=teacher, each a module path (as in "layer4=vit.layers.11"), '
+        '"stage:i" or "block:i". Behind a path, ":input" takes what goes into the module, and ":nchw", ":nhwc" or '
+        '":prefixN" says what its axes are where the model does not show it.',
     )
+    layer_refresh_steps: int = _setting(100, 'layer_pairs="auto": steps after which the layers are matched anew.')
+    layer_keep: int = _setting(2, 'layer_pairs="auto": teacher layers of each student layer that are kept, at most.')
+    layer_order_prior: float = _setting(
+        0.0, 'layer_pairs="auto": weight of (difference in relative depth)^2 in the cost of a pair; 0: order is found.'
+    )
+    layer_samples: int = _setting(256, 'layer_pairs="auto": training samples that layers are measured on.')
     ot_positions: str = _setting(
         "pooled", 'Samples: "pooled" (one an image or text) or "all" (every position).', choices=list(POSITIONS)
     )
@@ -92,7 +161,18 @@ class OTTransferConfig(TrainingArguments):
         'How neurons are matched: "sinkhorn", "proximal", "exact", or a control: "identity", "random", "independent".',
         choices=list(METHODS),
     )
-    ot_cost: str = _setting("sqeuclidean", "Ground cost between two neurons.", choices=list(COSTS))
+    ot_cost: str = _setting(
+        "sqeuclidean",
+        'Ground cost between two neurons; or "learned" (experimental): which neurons go together is learned from the '
+        "first batches by inverse transport, before the first step, and frozen.",
+        choices=list(OT_COSTS),
+    )
+    cost_fit_steps: int = _setting(
+        16, 'Batches that ot_cost="learned" is learned from, before the first step (at most one pass over the data).'
+    )
+    cost_regularisation: float = _setting(
+        1.0, "Weight of the penalty on a learned cost; very large, the cost is that of the correlations."
+    )
     ot_standardize: bool = _setting(True, "Bring every neuron to zero mean and unit variance before comparing.")
     ot_relative_epsilon: float | None = _setting(
         None, "Entropic (proximal) strength in units of the pair's mean cost; default 0.01 (0.2)."
@@ -103,6 +183,18 @@ class OTTransferConfig(TrainingArguments):
     ot_max_iterations: int = _setting(1000, "Sweeps of the solver at most.")
     ot_dead_neurons: str = _setting(
         "keep", '"keep", or "ignore": neurons constant over the samples get weight 0.', choices=list(DEAD_NEURONS)
+    )
+    select_k: float | None = _setting(
+        None, "How many neurons of each teacher layer carry the mass, or which share (below 1); None: all of them."
+    )
+    select_by: str = _setting(
+        "task",
+        'What the choice is learned from: "task" (a linear read-out of the labels from the teacher\'s neurons) or '
+        '"transport" (the neurons that are easiest to match; needs no labels).',
+        choices=list(SELECT_BY),
+    )
+    select_until: float = _setting(
+        0.5, "Share of all steps over which the choice is learned and sharpened; it is fixed for the others."
     )
     plan_momentum: float = _setting(
         0.0, "0: the plan comes from the batch; in (0, 1): from moments carried over steps with this momentum."
@@ -116,6 +208,9 @@ class OTTransferConfig(TrainingArguments):
         None, "Keyword arguments for from_pretrained of a teacher given by name (JSON on the command line)."
     )
     teacher_dtype: str | None = _setting(None, 'Data type in which a teacher is loaded, such as "bfloat16".')
+    teacher_sharded: bool = _setting(
+        False, "Spread each teacher's weights over all processes; every forward pass gathers them block by block."
+    )
 
     # A list-valued field that a string may stand for, as in `layer_pairs="last"`.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
@@ -126,28 +221,38 @@ class OTTransferConfig(TrainingArguments):
             self.layer_pairs = [self.layer_pairs]
         if not self.layer_pairs:
             raise ValueError('layer_pairs is empty: give "last", "stages" or a list of student=teacher paths')
-        for name in ("task_weight", "ot_weight", "kd_weight", "l2sp_weight", "ot_warmup_steps"):
+        for name in ("task_weight", "ot_weight", "kd_weight", "l2sp_weight", "ot_warmup_steps", *_RIVAL_WEIGHTS):
             self._check_number(name, low=0)
         self._check_number("kd_temperature", low=0, open_low=True)
         self._check_number("ot_tolerance", low=0, open_low=True)
         for name in ("ot_relative_epsilon", "ot_epsilon"):
             if getattr(self, name) is not None:
                 self._check_number(name, low=0, open_low=True)
-        for name in ("ot_max_iterations", "ot_nonfinite_limit"):
+        self._check_number("cost_regularisation", low=0, open_low=True)
+        for name in ("ot_max_iterations", "ot_nonfinite_limit", "cost_fit_steps", "layer_refresh_steps", "layer_keep"):
             self._check_number(name, low=1)
+        self._check_number("layer_order_prior", low=0)
+        self._check_number("layer_samples", low=2)
         if not 0 <= self.plan_momentum < 1:
             raise ValueError(f"plan_momentum must lie in [0, 1), got {self.plan_momentum}")
         check_choice("ot_positions", self.ot_positions, POSITIONS)
         check_choice("ot_tokens", self.ot_tokens, TOKENS)
         check_choice("ot_method", self.ot_method, METHODS)
-        check_choice("ot_cost", self.ot_cost, COSTS)
+        check_choice("ot_cost", self.ot_cost, OT_COSTS)
+        if self.ot_cost == "learned":
+            self._check_learned_cost()
         check_choice("ot_dead_neurons", self.ot_dead_neurons, DEAD_NEURONS)
         if self.ot_debiased and self.ot_method != "sinkhorn":
             raise ValueError(f"ot_debiased needs ot_method='sinkhorn', got ot_method={self.ot_method!r}")
         if self.ot_positions == "all" and self.ot_tokens == "class":
             raise ValueError("ot_tokens='class' is one sample an image: it goes with ot_positions='pooled'")
-        if self.task_weight == self.ot_weight == self.kd_weight == 0:
-            raise ValueError("task_weight, ot_weight and kd_weight are all 0: nothing is left to learn from")
+        self._check_rivals()
+        self._check_selection()
+        self._check_auto_layers()
+        if self.task_weight == self.ot_weight == self.kd_weight == 0 and not self.uses_feature_loss:
+            raise ValueError(
+                "task_weight, ot_weight and kd_weight are all 0, and no feature_loss: nothing is left to learn from"
+            )
 
     def _check_number(self, name: str, *, low: float, open_low: bool = False) -> None:
         value = getattr(self, name)
@@ -155,10 +260,93 @@ class OTTransferConfig(TrainingArguments):
         if not math.isfinite(value) or value < low or (open_low and value == low):
             raise ValueError(f"{name} must be a finite number {legal} {low}, got {value}")
 
+    def _check_rivals(self) -> None:
+        self._check_number("bss_k", low=1)
+        check_choice("kd_method", self.kd_method, KD_METHODS)
+        if self.kd_method == "dkd" and self.kd_weight > 0 and self.task_weight == 0:
+            raise ValueError(
+                "kd_method='dkd' splits the teacher's answer by the label, and task_weight=0 trains without labels: "
+                "set kd_method='kl', or a task_weight above 0"
+            )
+        if self.feature_loss is None:
+            return
+        check_choice("feature_loss", self.feature_loss, list(FEATURE_LOSSES))
+        if self.feature_loss == "crd" and self.ot_positions == "all":
+            raise ValueError("feature_loss='crd' contrasts one vector an image: set ot_positions='pooled'")
+        if FEATURE_LOSSES[self.feature_loss].sees == "samples" and self.per_device_train_batch_size < 2:
+            raise ValueError(
+                f"feature_loss={self.feature_loss!r} relates the samples of a batch to one another: raise "
+                "per_device_train_batch_size to 2 or more"
+            )
+
+    def _check_selection(self) -> None:
+        check_choice("select_by", self.select_by, SELECT_BY)
+        if not 0 < self.select_until <= 1:
+            raise ValueError(f"select_until must lie in (0, 1], got {self.select_until}")
+        k = self.select_k
+        if k is None:
+            return
+        if not (k > 0 and math.isfinite(k)) or (k >= 1 and k != int(k)):
+            raise ValueError(f"select_k must be a whole number of neurons or a share between 0 and 1, got {k}")
+        refused = {
+            "ot_method": DIFFERENTIABLE_WEIGHTS if self.select_by == "transport" else SOLVED,
+            "ot_cost": COSTS,
+            "ot_weight": (self.ot_weight,) if self.ot_weight > 0 else ("a number above 0",),
+            "plan_momentum": (0,) if self.select_by == "transport" else (self.plan_momentum,),
+            "ot_positions": ("pooled",) if self.select_by == "task" else (self.ot_positions,),
+        }
+        for name, legal in refused.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(
+                    f"select_k with select_by={self.select_by!r} does not go with {name}={getattr(self, name)!r}: it "
+                    f"needs {' or '.join(map(repr, legal))}"
+                )
+
+    @property
+    def uses_feature_loss(self) -> bool:
+        """Whether a feature loss takes part."""
+        return self.feature_loss is not None and self.feature_weight > 0
+
+    @property
+    def compares_layers(self) -> bool:
+        """Whether a term compares the student's layers with a teacher's."""
+        return self.ot_weight > 0 or self.delta_weight > 0 or self.uses_feature_loss
+
+    @property
+    def layer_positions(self) -> str:
+        """What "last" means among `layer_pairs`: "all" where a term needs a layer with positions."""
+        maps = self.uses_feature_loss and FEATURE_LOSSES[self.feature_loss].sees == "maps"
+        return "all" if maps or self.delta_weight > 0 else self.ot_positions
+
+    @property
+    def finds_layers(self) -> bool:
+        """Whether the layer pairs are found by transport between layers."""
+        return "auto" in self.layer_pairs
+
+    def _check_auto_layers(self) -> None:
+        if not self.finds_layers:
+            return
+        if len(self.layer_pairs) > 1:
+            raise ValueError(f'layer_pairs="auto" finds all pairs and stands alone, got {self.layer_pairs}')
+        for name, (legal, reason) in _WITH_AUTO_LAYERS.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(
+                    f'layer_pairs="auto" does not go with {name}={getattr(self, name)!r} ({reason}): set {name} to '
+                    f"{' or '.join(map(repr, legal))}, or name the layer pairs"
+                )
+
+    def _check_learned_cost(self) -> None:
+        for name, (legal, reason) in _WITH_LEARNED_COST.items():
+            if getattr(self, name) not in legal:
+                raise ValueError(
+                    f"ot_cost='learned' does not go with {name}={getattr(self, name)!r} ({reason}): set {name} to "
+                    f"{' or '.join(map(repr, legal))}, or ot_cost='sqeuclidean'"
+                )
+
     def transport_settings(self) -> dict[str, Any]:
         """The keyword arguments of `RepresentationTransport` that these settings describe."""
         return {
-            "cost": self.ot_cost,
+            "cost": "sqeuclidean" if self.ot_cost == "learned" else self.ot_cost,  # what the batch is measured by
             "standardize": self.ot_standardize,
             "method": self.ot_method,
             "relative_epsilon": self.ot_relative_epsilon,

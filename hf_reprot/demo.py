@@ -77,7 +77,7 @@ class DemoResult:
             f"Test accuracy (%), {self.labels} labels, mean ± deviation over {seeds} seeds; teacher {self.teacher:.1%}"
         )
         table = Table("method", *(f"student {start}" for start in STARTS), *("against no transfer",) * 2, title=title)
-        for method in METHODS:
+        for method in dict.fromkeys(method for _, method in self.accuracies):
             cells = [spread(self.accuracies[start, method]) for start in STARTS]
             gains = [
                 spread(np.subtract(self.accuracies[start, method], self.accuracies[start, "no transfer"]), sign=True)
@@ -105,7 +105,14 @@ def spread(values: Sequence[float], *, sign: bool = False) -> str:
     return f"{100 * statistics.fmean(values):{'+' if sign else ''}.1f} ± {100 * deviation:.1f}"
 
 
-def run_demo(folder: str | Path, *, seeds: int = 5, labels: int = 60, steps: int = 100) -> DemoResult:
+def run_demo(
+    folder: str | Path,
+    *,
+    seeds: int = 5,
+    labels: int = 60,
+    steps: int = 100,
+    methods: Mapping[str, Mapping[str, Any]] = METHODS,
+) -> DemoResult:
     """Trains a teacher on handwritten digits, then smaller students of another architecture on few labels.
 
     Every method trains the same students, from new random weights and from weights of an earlier training, on the same
@@ -116,13 +123,17 @@ def run_demo(folder: str | Path, *, seeds: int = 5, labels: int = 60, steps: int
         seeds: Runs of each method.
         labels: Labelled images that a student sees.
         steps: Training steps of each run.
+        methods: Settings of `OTTransferConfig` by name; "no transfer", "fixed random pairing" and "transport" must be
+            among them.
     """
     folder = Path(folder)
     began = time.perf_counter()
     data = {name: _Pixels(split) for name, split in load_digits_dataset().items()}
     if not 10 <= labels <= len(data["train"]) - 10:
         raise ValueError(f"labels must be at least 10 and at most {len(data['train']) - 10}, got {labels}")
-    accuracies: dict[tuple[str, str], list[float]] = {(s, m): [] for s in STARTS for m in METHODS}
+    if missing := {"no transfer", "fixed random pairing", "transport"} - set(methods):
+        raise ValueError(f"methods must hold {', '.join(sorted(missing))}, which all others are compared with")
+    accuracies: dict[tuple[str, str], list[float]] = {(s, m): [] for s in STARTS for m in methods}
     kept: OTTransferTrainer | None = None
     with _quiet(), Progress() as progress:
         bar = progress.add_task("teacher", total=steps * 2 + seeds * (steps + len(accuracies) * steps))
@@ -134,7 +145,7 @@ def run_demo(folder: str | Path, *, seeds: int = 5, labels: int = 60, steps: int
             few = Subset(data["train"], _balanced(data["train"].labels, labels, seed))
             for start in STARTS:
                 student = _student(seed) if start == "new" else _student_with_weights(run, data["train"], seed, steps)
-                for method, settings in METHODS.items():
+                for method, settings in methods.items():
                     title = f"seed {seed}, {start}: {method}"
                     trainer = run(copy.deepcopy(student), few, seed, steps, settings, title, teacher)
                     accuracies[start, method].append(trainer.evaluate()["eval_accuracy"])
@@ -277,7 +288,8 @@ def _draw(
 ) -> list[Path]:
     plan = plan_figure(trainer.transfer.plans[0], student="the student", teacher="the teacher")
     curves = curves_figure(trainer.state.log_history)
-    bars = accuracy_figure({start: {m: accuracies[start, m] for m in METHODS} for start in STARTS})
+    methods = dict.fromkeys(method for _, method in accuracies)
+    bars = accuracy_figure({start: {m: accuracies[start, m] for m in methods} for start in STARTS})
     figures = {"plan.png": plan, "curves.png": curves, "accuracy.png": bars}
     return [save_figure(figure, folder / name) for name, figure in figures.items()]
 

@@ -7,10 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import timm
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
@@ -18,6 +17,7 @@ from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 from .config import OTTransferConfig
 from .data import ImageCollator, image_columns, label_names, load_image_dataset
 from .metrics import accuracy
+from .recipe_file import read_recipe_file
 from .student import create_timm_student, load_student
 from .trainer import OTTransferTrainer
 
@@ -70,7 +70,10 @@ def parse_recipe(arguments: Sequence[str], recipe_file: str | Path | None = None
     parser = _Parser((Recipe, OTTransferConfig), prog="hf-reprot train", allow_abbrev=False)
     if recipe_file is not None:
         parser.set_defaults(**_read_recipe(Path(recipe_file)))
-    recipe, config, rest = parser.parse_args_into_dataclasses(args=list(arguments), return_remaining_strings=True)
+    try:
+        recipe, config, rest = parser.parse_args_into_dataclasses(args=list(arguments), return_remaining_strings=True)
+    except (ImportError, OverflowError) as error:  # DeepSpeed that is not installed; a number that no machine has
+        raise ValueError(f"the settings cannot be used here: {error}") from error
     if rest:
         near = difflib.get_close_matches(rest[0].lstrip("-").split("=")[0], _legal(), n=1)
         hint = f": did you mean --{near[0]}?" if near else " (--help lists all settings)"
@@ -108,19 +111,12 @@ def print_help(console: Console) -> None:
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"the recipe {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"the recipe {path} must be a mapping of settings, got {type(content).__name__}")
-    for name in content:
-        if name not in _legal():
-            near = difflib.get_close_matches(str(name), _legal(), n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"the recipe {path} names {name!r}, which is no setting{hint}")
+    types = get_type_hints(Recipe) | get_type_hints(OTTransferConfig)
+    # One name stands for a list of one, and a layer pair may be a mapping.
+    types |= {"layer_pairs": str | dict | list, "student_model_args": str | dict | None}
+    # transformers takes more than it says
+    types |= dict.fromkeys(("fsdp", "resume_from_checkpoint"), str | bool | None)
+    content = read_recipe_file(path, {name: types[name] for name in _legal()})
     # argparse takes strings apart by a setting's type; what YAML has parsed already is left as it is
     if isinstance(content.get("teacher"), str):
         content["teacher"] = [content["teacher"]]

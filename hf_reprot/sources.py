@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ _HEADS = {
 }
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder", "token")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+_FIRST_PROCESS_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 LEGAL = 'a hub id ("org/name", "org/name@revision", "timm/name") or a folder'
 
@@ -99,6 +102,7 @@ def _load(path: str, name: str, revision: str | None, dtype: torch.dtype | str |
     rest = {k: v for k, v in rest.items() if k in changes} | hub | trust
     if dtype is not None:
         rest["dtype"] = dtype
+    refuse_pickles(config.to_dict(), source=path)
     _mend_timm(config)
     auto_class = _auto_class(config)
     vision = getattr(config, "vision_config", None)
@@ -112,9 +116,10 @@ def _fill(auto_class: Any, path: str, name: str, config: PreTrainedConfig, optio
     """The model with every weight from the checkpoint: weights left at random would teach noise."""
 
     def read(**more: Any) -> tuple[nn.Module, list[str]]:
-        model, report = auto_class.from_pretrained(
-            path, config=config, use_safetensors=True, output_loading_info=True, **options, **more
-        )
+        with _on_every_process():
+            model, report = auto_class.from_pretrained(
+                path, config=config, use_safetensors=True, output_loading_info=True, **options, **more
+            )
         return model, sorted(report.get("missing_keys") or ())
 
     model, missing = read()
@@ -129,6 +134,20 @@ def _fill(auto_class: Any, path: str, name: str, config: PreTrainedConfig, optio
     return model
 
 
+@contextlib.contextmanager
+def _on_every_process() -> Iterator[None]:
+    """With FSDP's `cpu_ram_efficient_loading`, transformers loads weights on the first process only, and the student's
+    preparation for training sends them to the others. A teacher is not trained: it would stay empty there."""
+    before = os.environ.get(_FIRST_PROCESS_ONLY)
+    if before is not None:
+        os.environ[_FIRST_PROCESS_ONLY] = "false"
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_FIRST_PROCESS_ONLY] = before
+
+
 def _auto_class(config: PreTrainedConfig) -> Any:
     for architecture in getattr(config, "architectures", None) or ():
         for ending, auto_class in _HEADS.items():
@@ -138,6 +157,31 @@ def _auto_class(config: PreTrainedConfig) -> Any:
     if config.model_type == "timm_wrapper":  # timm's own checkpoints name no class, only the number of classes
         return AutoModelForImageClassification if config.num_labels > 0 else AutoModel
     return AutoModel
+
+
+def refuse_pickles(config: Any, *, source: str) -> None:
+    """Refuses a config that has timm read a file of its own while it makes the model: older versions unpickle it.
+
+    Args:
+        config: The content of a config.json.
+        source: What it belongs to, for the message.
+
+    Raises:
+        ValueError: it names such a file, wherever in it.
+    """
+    left = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            if value.get("checkpoint_path"):
+                raise ValueError(
+                    f"the config of {source!r} asks for weights from {str(value['checkpoint_path'])!r}, which may run "
+                    "code when they are read: only safetensors beside the config are. Take checkpoint_path out of it "
+                    "if you trust the rest"
+                )
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
 
 
 def _mend_timm(config: PreTrainedConfig) -> None:

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
 )
 
 from .images.preprocessing import fixed_image_size, image_channels
+from .sources import refuse_pickles
 
 TIMM_PREFIX = "timm_model."
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 
 # What timm and transformers read of a `pretrained_cfg`: enough to rebuild the input pipeline, nothing of a download.
 _INPUT_FIELDS = (
@@ -65,7 +68,7 @@ def create_timm_student(
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         raise ValueError(f"timm has no architecture {architecture!r}. Near: {', '.join(near) or 'none'}")
-    for reserved in ("num_classes", "pretrained"):
+    for reserved in ("num_classes", "pretrained", "checkpoint_path"):
         if reserved in model_args:
             raise ValueError(f"{reserved} is set by the label names and the weights: leave it out of model_args")
     changes = dict(pretrained_cfg or {})
@@ -100,6 +103,8 @@ def load_student(
         # The number, too: a timm config looks at it alone, and would keep the old head under new names.
         options |= {"num_labels": len(numbered), "id2label": numbered, "label2id": {n: i for i, n in numbered.items()}}
     try:
+        hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+        refuse_pickles(PreTrainedConfig.get_config_dict(source, **hub)[0], source=os.fspath(source))
         if from_scratch:
             config = AutoConfig.from_pretrained(source, **options)
             trust = options.get("trust_remote_code", False)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers.activations import Activation, pair_neurons
+from .layers.activations import Activation, pair_maps, pair_neurons, pooled_neurons
 from .layers.architecture import class_layers
 from .layers.layout import layout_of, prefix_and_grid, tokens_of
 from .layers.paths import LayerName, modules_by_path, resolve_path, unwrap
 
-__all__ = ["Activation", "Taps", "pair_neurons"]
+__all__ = ["Activation", "Taps", "pair_maps", "pair_neurons", "pooled_neurons"]
 
 
 class _Store:
@@ -164,6 +164,10 @@ class Taps:
             raise
         finally:
             store.armed = False
+
+    def reached(self) -> list[str]:
+        """The recorded layers that a gradient can reach; to be asked before `take`, which refuses the others."""
+        return [name for name, tensors in self._store.caught.items() if any(t.requires_grad for t in tensors)]
 
     def take(self) -> dict[str, Activation]:
         """The recorded layers by the names that were given; the taps are empty afterwards.

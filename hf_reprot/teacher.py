@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from .images.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
 from .sources import load_pretrained
@@ -131,7 +132,7 @@ class Teacher:
     @property
     def title(self) -> str:
         """What a message calls it: its name, or its class."""
-        return self.name or type(self._model).__name__
+        return self.name or class_name(self._model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -291,9 +292,15 @@ def check_not_shared(student: nn.Module, teacher: nn.Module, title: str | None =
     shared = [name for name, tensor in _tensors(student) if _memory(tensor) in held]
     if shared:
         raise ValueError(
-            f"the teacher {title or type(teacher).__name__} shares weights with the student ({_some(shared)}): a "
+            f"the teacher {title or class_name(teacher)} shares weights with the student ({_some(shared)}): a "
             "teacher stays as it is while the student trains. Give a copy (copy.deepcopy(student)) or its hub id"
         )
+
+
+def class_name(model: nn.Module) -> str:
+    """The name of a model's class, also where `fully_shard` has put a class of its own around it."""
+    name = type(model).__name__
+    return name.removeprefix("FSDP") if isinstance(model, FSDPModule) else name
 
 
 def names_of(model: nn.Module) -> tuple[str, ...]:

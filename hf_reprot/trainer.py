@@ -15,24 +15,30 @@ from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 from .config import OTTransferConfig
 from .data import AugmentationEpoch, ImageCollator, image_columns, is_transformed, leave_encoded
 from .matching import head_paths, match_pairs
+from .ot.inverse import InverseTransport
 from .student import as_student
 from .teacher import Preprocessing, Teacher
+from .training.auto_layers import AutoLayers, AutoLayersMixin
 from .training.callback import TransferCallback
 from .training.checkpointing import CheckpointingMixin
 from .training.companions import CompanionsMixin
 from .training.guard import GradientGuard
 from .training.launch import check_launch
+from .training.learned_cost import LearnedCostMixin
 from .training.meter import Meter
-from .training.objective import TransferObjective, pair_name
+from .training.objective import TransferObjective
 from .training.probe import check_batch_size, check_pairs
 from .training.publishing import PublishingMixin
 from .training.resume import check_writable
+from .training.sharding import place_teachers
 from .training.watch import NonFiniteWatch
 
 TEACHER_PREFIX = "teacher_"
 
 
-class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Trainer):
+class OTTransferTrainer(
+    AutoLayersMixin, LearnedCostMixin, CompanionsMixin, CheckpointingMixin, PublishingMixin, Trainer
+):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
 
     Everything of `transformers.Trainer` works as it does there: callbacks, trackers, resuming, gradient accumulation,
@@ -46,11 +52,14 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
         model: The student: a transformers model with a head, a timm module (it is put inside transformers' wrapper), or
             a PEFT model.
         teacher_model: Where the representation comes from: a hub id ("org/name", "org/name@revision", "timm/name"), a
-            local folder, an `nn.Module`, a `Teacher`, or a list of these. May be left out where `ot_weight` and
-            `kd_weight` are 0. It is frozen, kept in evaluation mode and never saved.
+            local folder, an `nn.Module`, a `Teacher`, or a list of these. May be left out where no term reads it
+            (`ot_weight`, `kd_weight` and `delta_weight` are 0, no `feature_loss`). It is frozen, kept in evaluation
+            mode and never saved.
         args: The settings.
         data_collator: As in `Trainer`. Left out, and with an image processor as `processing_class`, images become
             `pixel_values` by `ImageCollator`.
+        learned_cost: With `ot_cost="learned"`, a fitted `InverseTransport` (or one for each layer pair) to use instead
+            of learning one from the first batches.
         train_dataset, eval_dataset, processing_class, model_init, compute_loss_func, compute_metrics, callbacks,
             optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in `Trainer`. Columns whose names
             start with `teacher_` go to the teachers instead of their own counterparts (without the prefix).
@@ -81,6 +90,7 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
         train_dataset=None,
         eval_dataset=None,
         processing_class=None,
+        learned_cost: InverseTransport | Sequence[InverseTransport] | None = None,
         **kwargs: Any,
     ):
         if args is None:
@@ -93,6 +103,7 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
         if args.should_save and args.save_strategy != "no":
             check_writable(args.output_dir)
         self.teachers = _load_teachers(teacher_model, args, student=model)
+        self._given_cost = learned_cost
         if model is not None:
             model = as_student(model)
         if data_collator is None and isinstance(processing_class, BaseImageProcessor):
@@ -112,8 +123,7 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
             or Preprocessing.of(getattr(self.data_collator, "processor", None))
             or Preprocessing.of(self.model)
         )
-        for teacher in self.teachers:
-            teacher.model.to(self.args.device)
+        place_teachers(self)
         self.add_callback(TransferCallback(self))
         if hasattr(self.data_collator, "set_epoch"):
             self.add_callback(AugmentationEpoch(self.data_collator))
@@ -130,19 +140,28 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
         for teacher in self.teachers:
             teacher.check_frozen()
             teacher.check_not_shared(student)
-        pairs = []
-        if args.ot_weight > 0:
-            models = [teacher.model for teacher in self.teachers]
-            pairs = match_pairs(args.layer_pairs, student, models, positions=args.ot_positions)
-        self.transfer = TransferObjective(
-            student, self.teachers, pairs, args, preprocessing=self.preprocessing, heads=head_paths(student)
-        )
-        self._watch.names = [pair_name(pair, len(self.teachers)) for pair in pairs]
+        pairs, layers = [], None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        models = [teacher.model for teacher in self.teachers]
+        if args.compares_layers and args.finds_layers:
+            if sharded:
+                raise ValueError(
+                    'layer_pairs="auto" runs the bare student to measure its layers, which FSDP and DeepSpeed do not '
+                    'allow: train with DDP, or name the pairs ("last", "stages", student=teacher)'
+                )
+            layers = AutoLayers(args, student, models)
+            pairs = layers.first_pairs()
+        elif args.compares_layers:
+            pairs = match_pairs(args.layer_pairs, student, models, positions=args.layer_positions)
+        self.transfer = TransferObjective(
+            student, self.teachers, pairs, args, self.preprocessing, heads=head_paths(student), layers=layers
+        )
+        self._watch.names = self.transfer.pair_names()
         widths = [] if sharded else check_pairs(student, self.transfer, args.device)
         with torch.random.fork_rng():  # the order of the data does not depend on which losses have modules
             torch.manual_seed(args.seed)
             self.transfer.build_companions(widths, args.device)
+        self._take_given_cost(widths)
         sharing = self.accelerator.num_processes if args.ot_global_batch else 1
         check_batch_size(args, args.train_batch_size * sharing, widths)
 
@@ -207,7 +226,8 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
         with self.transfer.recording():
             task, outputs = self._task_loss(model, own)
         with self.accelerator.autocast():  # for the teachers; the transport itself leaves it again
-            terms = self.transfer(inputs, task, _logits(outputs, task is not None), self.current_ot_weight())
+            progress = self.state.global_step / max(self.state.max_steps, 1)
+            terms = self.transfer(inputs, task, _logits(outputs, task is not None), self.current_ot_weight(), progress)
         self._meter.add(terms.logs)
         self._watch.record(terms.dropped)
         loss = terms.loss
@@ -221,8 +241,9 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
             return  # they look after it themselves
         companions = self.transfer.companions
         trained = nn.ModuleDict({"student": self.model, "companions": companions}) if len(companions) else self.model
-        dropped = self._guard.check(trained, sharded=self.is_fsdp_enabled)
-        self._meter.add({"dropped_steps": torch.tensor(float(dropped), device=self.args.device)})
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside of accelerate's
+        dropped = self._guard.check(trained, optimizer=optimizer, sharded=self.is_fsdp_enabled)
+        self._meter.add({"dropped_steps": dropped.to(self.args.device)})
 
     def _task_loss(self, model, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
         labels = [name for name in self.label_names if inputs.get(name) is not None]
@@ -260,11 +281,10 @@ class OTTransferTrainer(CompanionsMixin, CheckpointingMixin, PublishingMixin, Tr
 def _load_teachers(teacher_model, args: OTTransferConfig, student: nn.Module | None) -> list[Teacher]:
     sources = teacher_model if isinstance(teacher_model, list | tuple) else [teacher_model]
     sources = [source for source in sources if source is not None]
-    if not sources and (args.ot_weight > 0 or args.kd_weight > 0):
-        raise ValueError(
-            f"ot_weight={args.ot_weight} and kd_weight={args.kd_weight} ask for a teacher: give teacher_model, "
-            "or set both to 0"
-        )
+    if not sources and (args.compares_layers or args.kd_weight > 0):
+        weights = ("ot_weight", "kd_weight", *(("feature_weight",) if args.feature_loss else ()), "delta_weight")
+        given = ", ".join(f"{name}={getattr(args, name)}" for name in weights)
+        raise ValueError(f"{given} ask for a teacher: give teacher_model, or set all of them to 0")
     options = {"dtype": args.teacher_dtype, "init_kwargs": args.teacher_model_init_kwargs or {}, "student": student}
     return [Teacher.load(source, **options) for source in sources]
 

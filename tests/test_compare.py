@@ -55,7 +55,7 @@ def test_different_architectures_and_files(digits, tmp_path):
     assert ((found.values("cka") >= 0) & (found.values("cka") <= 1)).all()
     assert (found.values("cost") <= found.values("independent") + 1e-3).all()
     files = found.save(tmp_path / "out")
-    assert {f.name for f in files} == {"comparison.json", "transport.png", "cka.png", "plan.png"}
+    assert {f.name for f in files} == {"comparison.json", "transport.png", "cka.png", "plan.png", "layers.png"}
     assert json.loads(files[0].read_text())["matches"][0]["cost"] > 0
 
 

@@ -7,6 +7,7 @@ import pkgutil
 import pytest
 
 import hf_reprot
+from hf_reprot.losses import baselines
 
 MODULES = [m.name for m in pkgutil.walk_packages(hf_reprot.__path__, "hf_reprot.") if not m.name.endswith(".cli")]
 
@@ -28,6 +29,6 @@ def test_examples(name):
 
 
 def test_the_losses_have_one_each():
-    assert {"hf_reprot.losses.transport", "hf_reprot.losses.distillation", "hf_reprot.losses.l2sp"} <= set(
-        _with_examples()
-    )
+    names = {"hf_reprot.losses.transport", "hf_reprot.losses.distillation", "hf_reprot.losses.l2sp"}
+    names |= {type_.__module__ for type_ in vars(baselines).values() if isinstance(type_, type)}
+    assert names - {"hf_reprot.losses.baselines.base"} <= set(_with_examples())

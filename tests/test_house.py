@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1] / "hf_reprot"
 # From the top. A room may import those below it, and its own modules.
 ORDER = [
-    *("cli", "demo", "compare", "recipe", "trainer", "training", "hub", "plots", "config", "data", "student"),
-    *("teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot", "lazy", "choices"),
+    *("cli", "demo", "compare", "recipe", "recipe_file", "trainer", "training", "hub", "plots", "config", "data"),
+    *("student", "teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot", "lazy"),
+    "choices",
 ]
 
 

@@ -89,7 +89,8 @@ def test_aliases(resnet, vit):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("auto", '"auto" is not available yet. Legal: "last", "stages"'),
+        ("auto", "finds all pairs by itself"),
+        ("atuo", "Did you mean 'auto'"),
         ("stage", "Did you mean 'stages'"),
         ("lsat", "Did you mean 'last'"),
         ("layer4", 'a pair has two, as in "layer4=layer4"'),

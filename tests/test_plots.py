@@ -6,7 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_reprot.plots import comparison_figure, curves_figure, layer_map_figure, plan_figure, save_figure, sorted_plan
+from hf_reprot.plots import (
+    comparison_figure,
+    curves_figure,
+    layer_map_figure,
+    layer_plan_figure,
+    plan_figure,
+    save_figure,
+    sorted_plan,
+)
 
 
 def _texts(figure):
@@ -69,6 +77,14 @@ def test_the_map_frames_the_closest_layer_of_each_row():
     assert len(large.axes[0].patches) == 30
 
 
+def test_a_matching_of_layers_frames_what_carries_mass():
+    plan = torch.tensor([[0.375, 0.125, 0.0], [0.0, 0.0, 0.5]])
+    figure = layer_plan_figure(plan, torch.rand(2, 3), ["a", "b"], ["x", "y", "z"])
+    frames = [(round(f.get_y() + 0.46), round(f.get_x() + 0.47)) for f in figure.axes[0].patches]
+    assert frames == [(0, 0), (0, 1), (1, 2)]
+    assert {"75%", "25%", "100%", "z"} <= set(_texts(figure))
+
+
 def test_curves_show_terms_and_evaluation():
     log = [{"step": i, "loss": 2.0, "task_loss": 1.5, "ot_loss": 0.01, "kd_loss": 0.5} for i in range(1, 20)]
     log += [{"step": 19, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_runtime": 3.0}]
@@ -102,6 +118,7 @@ def test_teacher_and_student_side_by_side():
         (lambda: plan_figure(np.zeros((2, 2))), "no negative entry"),
         (lambda: plan_figure(np.full((2, 2), np.nan)), "must be finite"),
         (lambda: layer_map_figure(np.eye(3), ["a"], ["b"]), "as many as there are names"),
+        (lambda: layer_plan_figure(np.eye(2), np.eye(3), ["a"] * 2, ["b"] * 2), "got \\(2, 2\\) and \\(3, 3\\)"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(draw, message):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from ..plots import comparison_figure, curves_figure, save_figure
+from ..plots import comparison_figure, curves_figure, layer_plan_figure, save_figure
 from .examples import loading_examples
 from .licenses import License, license_warnings
 from .metadata import card_metadata
@@ -30,6 +30,7 @@ from .sections import (
     setting_table,
     speed_sentence,
     split_settings,
+    transports,
 )
 from .words import cell, code, data_title, plain, slug
 
@@ -39,6 +40,7 @@ CARD_FILE = "README.md"
 CURVES = "images/training_curves.png"
 COMPARISON = "images/teacher_and_student.png"
 PLAN = "images/transport_plan_{}.png"
+LAYERS = "images/layer_plan_{}.png"
 UNKNOWN_REPO = "your-name/{}"
 
 
@@ -52,6 +54,10 @@ def write_card(record: RunRecord, folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     figures = {CURVES: curves_figure(record.history), COMPARISON: comparison_figure(compared_models(record))}
+    for facts in record.layer_plans:
+        if facts.picture is not None:
+            names = (facts.student_layers, facts.teacher_layers)
+            figures[facts.picture] = layer_plan_figure(facts.plan, facts.cost, *names)
     for name, figure in figures.items():
         if figure is not None:
             save_figure(figure, folder / name)
@@ -103,6 +109,7 @@ def render_card(record: RunRecord, folder: str | os.PathLike | None = None) -> s
         speeds=speed_sentence(record),
         pictures={name: path for name, path in (("curves", CURVES), ("comparison", COMPARISON)) if present(path)},
         plans=[pair for pair in record.pairs if pair.picture and present(pair.picture)],
+        layer_plans=[facts for facts in record.layer_plans if facts.picture and present(facts.picture)],
         repo=repo,
         repo_known=record.repo_id is not None,
         examples=loading_examples(record, repo),
@@ -111,7 +118,7 @@ def render_card(record: RunRecord, folder: str | os.PathLike | None = None) -> s
         teacher_names=[teacher.name for teacher in record.teachers],
         loss=loss_formula(record),
         loss_settings=loss,
-        transport_settings=transport if record.pairs else {},
+        transport_settings=transport if transports(record) else {},
         training_settings=record.training | record.seeds,
         setting_table=setting_table,
         limits=limits(record),

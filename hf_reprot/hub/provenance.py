@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, ModelCard, constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
+from ..teacher import class_name
 from .licenses import License
 from .privacy import folder_name
 
@@ -145,7 +146,7 @@ def model_facts(model: nn.Module, name: str | None = None, **known: Any) -> Mode
     """Architecture, library and size of a model; `known` fills the other fields."""
     inner = model.get_base_model() if _adapter_config(model) is not None and hasattr(model, "get_base_model") else model
     config = getattr(inner, "config", None)
-    architecture, library = type(inner).__name__, "torch"
+    architecture, library = class_name(inner), "torch"
     if architecture.startswith("TimmWrapper"):
         architecture, library = config.architecture, "timm"
     elif isinstance(getattr(inner, "pretrained_cfg", None), Mapping):
@@ -161,7 +162,7 @@ def model_facts(model: nn.Module, name: str | None = None, **known: Any) -> Mode
 
 def teacher_facts(teacher: Any) -> ModelFacts:
     """The facts of a `Teacher`: its name as hub id or folder name, its revision, its licence."""
-    origin, name = _origin(teacher.name) if teacher.name else ("unrecorded", type(teacher.model).__name__)
+    origin, name = _origin(teacher.name) if teacher.name else ("unrecorded", class_name(teacher.model))
     revision = teacher.revision if origin == "hub" else None
     stated = getattr(teacher, "license", None)
     license = License.of(stated) if stated else None
@@ -195,7 +196,7 @@ def data_facts(dataset: Any) -> DataFacts | None:
 def task_of(model: nn.Module) -> str | None:
     """The Hub's pipeline tag for a model; None where its class does not tell."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name = type(inner).__name__
+    name = class_name(inner)
     return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
 
 

@@ -51,6 +51,26 @@ class PairFacts:
 
 
 @dataclass
+class LayerPlanFacts:
+    """The plan between the layers of the student and of a teacher, where layer pairs were found by transport.
+
+    Attributes:
+        student_layers, teacher_layers: Names, in order of depth.
+        plan: Rows of shares; all of them sum to 1.
+        cost: Rows of costs, as multiples of chance.
+        teacher_index: Which of the teachers.
+        picture: Name of the picture, below the folder.
+    """
+
+    student_layers: list[str]
+    teacher_layers: list[str]
+    plan: list[list[float]]
+    cost: list[list[float]]
+    teacher_index: int = 0
+    picture: str | None = None
+
+
+@dataclass
 class Evaluation:
     """Metrics on one data set, by name without the prefix `eval_`."""
 
@@ -74,6 +94,7 @@ class RunRecord:
         input: Shape of one input, such as "3 x 224 x 224".
         teachers: The teachers, in order.
         pairs: The matched layers.
+        layer_plans: Where they were found by transport between layers: the last plan of each teacher.
         train_data: What it was trained on.
         evaluations: What it was evaluated on, with results.
         transfer: Settings of the transfer, by name.
@@ -100,6 +121,7 @@ class RunRecord:
     input: str | None = None
     teachers: list[ModelFacts] = field(default_factory=list)
     pairs: list[PairFacts] = field(default_factory=list)
+    layer_plans: list[LayerPlanFacts] = field(default_factory=list)
     train_data: DataFacts | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     transfer: dict[str, Any] = field(default_factory=dict)

@@ -28,8 +28,16 @@ from .words import (
 )
 
 # What a loss weight or a term's own setting is called in the record; the rest of `transfer` describes the transport.
-_LOSS_SETTINGS = ("task_weight", "ot_weight", "ot_warmup_steps", "kd_weight", "kd_temperature", "l2sp_weight")
+_LOSS_SETTINGS = (
+    *("task_weight", "ot_weight", "ot_warmup_steps", "kd_weight", "kd_temperature", "l2sp_weight"),
+    *("feature_loss", "feature_weight", "kd_method", "dkd_alpha", "dkd_beta", "delta_weight", "bss_weight", "bss_k"),
+)
 _UNSEEN_SETTINGS = ("layer_pairs", "teacher_model_init_kwargs")  # resolved and private, in this order
+
+
+def transports(record: RunRecord) -> bool:
+    """Whether transport between neurons took part."""
+    return bool(record.pairs and record.transfer.get("ot_weight"))
 
 
 def opening(record: RunRecord) -> str:
@@ -41,6 +49,8 @@ def opening(record: RunRecord) -> str:
     method = f"[optimal transport between neurons]({_paper['url']})"
     if not record.pairs:
         return f"{student}, trained with hf_reprot on the logits of {teachers}."
+    if not transports(record):
+        return f"{student}. In training, its layers were pulled toward those of {teachers} by the loss given below."
     return (
         f"{student}. In training, its representation was pulled toward that of {teachers} by {method}: neurons of both "
         "are matched by what they compute on the data, whatever their order and number."
@@ -122,12 +132,19 @@ def loss_formula(record: RunRecord) -> str:
     """The loss, with the terms that took part."""
     weight = record.transfer.get
     terms = ["task_weight * task"] if weight("task_weight") else []
-    if record.pairs:
+    if transports(record):
         terms.append("ot_weight * transport (weighted mean over the matched layers)")
     if weight("kd_weight"):
-        terms.append("kd_weight * KL of the logits at kd_temperature")
+        decoupled = ", label and other classes apart" if weight("kd_method") == "dkd" else ""
+        terms.append(f"kd_weight * KL of the logits at kd_temperature{decoupled}")
     if weight("l2sp_weight"):
         terms.append("l2sp_weight * squared distance from the weights at the start")
+    if weight("feature_loss") and weight("feature_weight"):
+        terms.append(f"feature_weight * {code(weight('feature_loss'))} (weighted mean over the matched layers)")
+    if weight("delta_weight"):
+        terms.append("delta_weight * squared distance from the teacher's feature maps")
+    if weight("bss_weight"):
+        terms.append("bss_weight * squares of the bss_k smallest singular values of the features")
     return f"`loss = {' + '.join(terms)}`"
 
 
@@ -135,6 +152,8 @@ def split_settings(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the loss and of the transport."""
     loss = {name: record.transfer[name] for name in _LOSS_SETTINGS if name in record.transfer}
     rest = {n: v for n, v in record.transfer.items() if n not in loss and n not in _UNSEEN_SETTINGS}
+    if not record.layer_plans:  # nothing was searched for
+        rest = {n: v for n, v in rest.items() if not n.startswith("layer_")}
     return loss, rest
 
 
@@ -169,7 +188,7 @@ def limits(record: RunRecord) -> list[str]:
             "A student that follows a teacher takes over the teacher's mistakes and biases, and those of the data that "
             "the teacher was trained on."
         )
-    if record.pairs:
+    if transports(record):
         limits.append(
             "A low transport cost says that neurons of student and teacher can be matched on the training data, not "
             "that the student is as good as the teacher."

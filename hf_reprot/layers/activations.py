@@ -108,6 +108,41 @@ def pair_neurons(
     return _image_positions(student, teacher, tokens)
 
 
+def pair_maps(student: Activation, teacher: Activation) -> tuple[Tensor, Tensor]:
+    """A student's and a teacher's layer as maps over the same positions of the same images.
+
+    Tokens of a transformer are positions (its patches); two grids of different sizes are both averaged down to the
+    coarser one.
+
+    Args:
+        student: The student's layer.
+        teacher: The teacher's layer, for the same batch.
+
+    Returns:
+        (n, c_s, positions) and (n, c_t, positions).
+
+    Raises:
+        ValueError: batches of different sizes, layers without positions, or layers of texts.
+    """
+    n = student.tensor.shape[0]
+    if student.is_text or teacher.is_text:
+        raise ValueError(f"{student.name} and {teacher.name}: maps over positions are for images, not for texts")
+    for side, layer in (("student", student), ("teacher", teacher)):
+        if layer.layout == "nc":
+            raise ValueError(
+                f"{layer.name} ({side}) is pooled, of shape {tuple(layer.tensor.shape)}, and a map has positions: "
+                'choose layers before pooling, as layer_pairs="stages" does'
+            )
+    s, t = pair_neurons(student, teacher, positions="all", tokens="patches")
+    return tuple(x.unflatten(0, (n, -1)).transpose(1, 2) for x in (s, t))  # (n p, c) -> (n, c, p)
+
+
+def pooled_neurons(layer: Activation, *, tokens: str = "auto", mask: Tensor | None = None) -> Tensor:
+    """(n, c): one row an image or text, as `pair_neurons` pools each side of a pair."""
+    _check("tokens", tokens, TOKENS)
+    return _pooled(layer, tokens, mask)
+
+
 def _check(name: str, value: str, legal: tuple[str, ...]) -> None:
     if value not in legal:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}")

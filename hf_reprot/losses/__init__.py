@@ -4,6 +4,17 @@ from .distillation import LogitDistillation
 from .l2sp import L2SP
 from .output import LossOutput
 from .running import RunningMoments
+from .selection import NeuronSelection
+from .topk import SoftKNNHead, soft_topk_loss
 from .transport import RepresentationTransport
 
-__all__ = ["L2SP", "LogitDistillation", "LossOutput", "RepresentationTransport", "RunningMoments"]
+__all__ = [
+    "L2SP",
+    "LogitDistillation",
+    "LossOutput",
+    "NeuronSelection",
+    "RepresentationTransport",
+    "RunningMoments",
+    "SoftKNNHead",
+    "soft_topk_loss",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from ..ot.moments import PairMoments
@@ -65,6 +66,21 @@ def merge_over_processes(local: Sequence[PairMoments]) -> list[PairMoments]:
         offset += ds + dt + ds * dt
         merged.append(PairMoments(total, mean_s, mean_t, var_s, var_t, cov.view(ds, dt)))
     return merged
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """All processes' rows (n, d) of what each holds some rows (k, d) of, in the order of the processes; no gradient."""
+    if world_size() == 1:
+        return local
+    counts = [torch.zeros((), dtype=torch.long, device=local.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor(len(local), device=local.device))
+    counts = [int(count) for count in counts]
+    # Collectives want one size: short ones are filled up.
+    padded = local.new_zeros(max(counts), *local.shape[1:])
+    padded[: len(local)] = local
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
 
 def bytes_per_merge(widths: Sequence[tuple[int, int]], itemsize: int = 4) -> int:

@@ -13,6 +13,7 @@ from ..ot.cost import COSTS, cost_from_moments, varies
 from ..ot.moments import PairMoments, attach, pair_moments
 from ..ot.result import OTResult
 from ..ot.solve import METHODS, solve
+from ..ot.together import groups, stack_padded, stack_weights, without_padding
 from .collective import merge_over_processes, world_size
 from .gate import GradientGate
 from .output import LossOutput
@@ -57,6 +58,7 @@ class RepresentationTransport(nn.Module):
         | student | (n, d_s), any float dtype | yes |
         | teacher | (n, d_t), any float dtype | where it requires one |
         | plan (optional) | (d_s, d_t), nonnegative | no |
+        | teacher_weights (optional) | (d_t,), nonnegative, summing to 1 | where it requires one |
 
     Requirements: row k of both inputs comes from the same sample. At least two samples in the global batch where
     `standardize` is on; with one, the value is 0 and `logs["skipped"]` says so. Under about eight times as many samples
@@ -128,9 +130,16 @@ class RepresentationTransport(nn.Module):
         self.dead_neurons = dead_neurons
         self.global_batch = global_batch
 
-    def forward(self, student: Tensor, teacher: Tensor, *, plan: Tensor | None = None) -> LossOutput:
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        *,
+        plan: Tensor | None = None,
+        teacher_weights: Tensor | None = None,
+    ) -> LossOutput:
         """One layer pair: see the class."""
-        return self.forward_pairs([(student, teacher)], plans=[plan])[0]
+        return self.forward_pairs([(student, teacher)], plans=[plan], teacher_weights=[teacher_weights])[0]
 
     def forward_pairs(
         self,
@@ -138,13 +147,17 @@ class RepresentationTransport(nn.Module):
         *,
         plans: Sequence[Tensor | None] | None = None,
         running: Sequence[RunningMoments] | None = None,
+        teacher_weights: Sequence[Tensor | None] | None = None,
     ) -> list[LossOutput]:
-        """Several layer pairs at once: one exchange between processes, one solver call for each shape.
+        """Several layer pairs at once: one exchange between processes, and as few solver calls as pay.
 
         Args:
             pairs: (student, teacher) neurons of each layer pair, as in `forward`.
             plans: For each pair a plan from outside, or None.
             running: For each pair the moments to carry: the plan is solved on them, the gradient taken on the batch.
+            teacher_weights: For each pair the marginal b (d_t,) of the teacher, or None. Neurons that are constant over
+                the samples get none of it, whatever `dead_neurons` says: with little to lose, they attract what has no
+                match. Where the plan is solved on the batch, the loss is differentiable in them.
 
         Returns:
             One `LossOutput` a pair.
@@ -152,8 +165,10 @@ class RepresentationTransport(nn.Module):
         plans = list(plans) if plans is not None else [None] * len(pairs)
         if running is not None and any(plan is not None for plan in plans):
             raise ValueError("give either plans or running moments: both say where the plan comes from")
-        for (student, teacher), plan in zip(pairs, plans, strict=True):
+        given = list(teacher_weights) if teacher_weights is not None else [None] * len(pairs)
+        for (student, teacher), plan, b in zip(pairs, plans, given, strict=True):
             _check_pair(student, teacher, plan)
+            _check_weights(teacher, plan, b)
 
         device_type = pairs[0][0].device.type if pairs else "cpu"
         with torch.autocast(device_type=device_type, enabled=False):
@@ -168,10 +183,10 @@ class RepresentationTransport(nn.Module):
                 if running is not None:
                     carried = running[i].update(term.moments, keep=term.gate.open)
                     term.solve_on = self._cost(carried)
-                    term.weights = self._weights(carried)
+                    term.weights = self._weights(carried, given[i])
                 else:
                     term.solve_on = term.matrix
-                    term.weights = self._weights(term.moments)
+                    term.weights = self._weights(term.moments, given[i])
             self._solve(terms, detached=running is not None)
             return [self._output(term) for term in terms]
 
@@ -192,29 +207,33 @@ class RepresentationTransport(nn.Module):
     def _cost(self, moments: PairMoments) -> Tensor:
         return cost_from_moments(moments, standardize=self.standardize, cost=self.cost)
 
-    def _weights(self, moments: PairMoments) -> tuple[Tensor | None, Tensor | None]:
+    def _weights(self, moments: PairMoments, given: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Marginals (a, b): None for uniform."""
-        if self.dead_neurons == "keep":
-            return None, None
-        return _alive(moments.var_s, moments.mean_s), _alive(moments.var_t, moments.mean_t)
+        keep = self.dead_neurons == "keep"
+        a = None if keep else _alive(moments.var_s, moments.mean_s)
+        b = None if keep and given is None else _alive(moments.var_t, moments.mean_t)
+        if given is not None:
+            # Weights may all lie on neurons that happen to be constant here: then those that vary share them.
+            living = given.to(b) * (b > 0)
+            mass = living.sum()
+            b = torch.where(mass > 0, living / mass.clamp_min(torch.finfo(b.dtype).tiny), b)
+        return a, b
 
     def _solve(self, terms: Sequence[_Term], *, detached: bool) -> None:
-        """Solves every term that has no plan yet, terms of one shape in one call."""
-        shapes: dict[tuple[int, ...], list[_Term]] = {}
-        for term in terms:
-            if term.plan is None:
-                shapes.setdefault(tuple(term.solve_on.shape), []).append(term)
-        for group in shapes.values():
-            stacked = _stack([term.solve_on.detach() if detached else term.solve_on for term in group])
-            a = _stack([term.weights[0] for term in group])
-            b = _stack([term.weights[1] for term in group])
-            result = self._solve_one(stacked, a, b, self.relative_epsilon, self.epsilon)
+        """Solves every term that has no plan yet, several in one call (see `hf_reprot.ot.together`)."""
+        open_terms = [term for term in terms if term.plan is None]
+        for members in groups([term.solve_on for term in open_terms], self.method):
+            group = [open_terms[i] for i in members]
+            matrices = [term.solve_on.detach() if detached else term.solve_on for term in group]
+            sizes = [matrix.shape for matrix in matrices]
+            a = stack_weights([term.weights[0] for term in group], [m for m, _ in sizes], matrices[0])
+            b = stack_weights([term.weights[1] for term in group], [n for _, n in sizes], matrices[0])
+            result = self._solve_one(stack_padded(matrices), a, b, self.relative_epsilon, self.epsilon)
             value = result.value
             if self.debiased:
                 value = value - 0.5 * self._self_terms(group, a, b, result.epsilon)
-            for i, term in enumerate(group):
-                term.result = result[i] if len(group) > 1 else result
-                term.value = value[i] if len(group) > 1 else value
+            for i, (term, (m, n)) in enumerate(zip(group, sizes, strict=True)):
+                term.result, term.value = without_padding(result, i, m, n), value[i]
                 if detached:
                     term.plan = term.result.plan
 
@@ -234,7 +253,7 @@ class RepresentationTransport(nn.Module):
         """W(S,S) + W(T,T) of each term of a group, at the cross pair's epsilon."""
         total = 0.0
         for side, weights in (("student_self", a), ("teacher_self", b)):
-            matrix = _stack([self._cost(getattr(term, side).moments) for term in group])
+            matrix = stack_padded([self._cost(getattr(term, side).moments) for term in group])
             # Where the cross pair's cost is 0, so is its epsilon, and costs of rounding would be infinite in its units.
             least = torch.finfo(matrix.dtype).eps * matrix.detach().amax((-2, -1))
             total = total + self._solve_one(matrix, weights, weights, None, torch.maximum(epsilon, least)).value
@@ -310,11 +329,16 @@ def _alive(variance: Tensor, mean: Tensor) -> Tensor:
     return alive / alive.sum()
 
 
-def _stack(tensors: list[Tensor | None]) -> Tensor | None:
-    """Stacks the tensors of a group; the tensor itself where there is one, None where there are none."""
-    if tensors[0] is None:
-        return None
-    return tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+def _check_weights(teacher: Tensor, plan: Tensor | None, weights: Tensor | None) -> None:
+    if weights is None:
+        return
+    if plan is not None:
+        raise ValueError("give either a plan or teacher_weights: the plan's columns say what each neuron weighs")
+    if not weights.is_floating_point() or tuple(weights.shape) != (teacher.shape[1],):
+        raise ValueError(
+            f"teacher_weights must be a float tensor of shape ({teacher.shape[1]},), one a teacher neuron, got "
+            f"{weights.dtype} {tuple(weights.shape)}"
+        )
 
 
 def _check_pair(student: Tensor, teacher: Tensor, plan: Tensor | None) -> None:

@@ -25,30 +25,39 @@ def exact(matrix: Tensor, a: Tensor, b: Tensor, limits: Limits) -> Solution:
         import ot
     except ImportError as error:
         raise ImportError("method='exact' needs POT: pip install pot") from error
-    plans, fs, gs, converged = [], [], [], []
-    for m, weights_a, weights_b in zip(
-        matrix.detach().cpu().double(), a.detach().cpu().double(), b.detach().cpu().double(), strict=True
-    ):
-        forbidden = m == torch.inf
-        if not bool((torch.isfinite(m) | forbidden).all()) or bool(forbidden.all()):
-            plan, f, g, good = torch.full_like(m, torch.nan), weights_a * torch.nan, weights_b * torch.nan, False
-        else:
-            # POT wants both sides to carry the same mass to the last digit.
-            weights_b = weights_b * (weights_a.sum() / weights_b.sum().clamp_min(torch.finfo(torch.double).tiny))
-            # POT calls problems infeasible whose costs are all large (or negative): it gets them from 0 to 1.
-            low = m[~forbidden].min()
-            span = (m[~forbidden].max() - low).clamp_min(torch.finfo(torch.double).tiny)
-            scaled = torch.where(forbidden, _FORBIDDEN, (m - low) / span)
-            plan, log = ot.emd(weights_a.numpy(), weights_b.numpy(), scaled.numpy(), numItermax=10_000_000, log=True)
-            plan = torch.from_numpy(plan)
-            f, g = torch.from_numpy(log["u"]) * span + low, torch.from_numpy(log["v"]) * span
+    costs, a64, b64 = (x.detach().cpu().double() for x in (matrix, a, b))
+    tiny = torch.finfo(torch.double).tiny
+    # What can be done for the whole batch at once: small problems take POT less time than one call of torch.
+    forbidden = costs == torch.inf
+    legal = (torch.isfinite(costs) | forbidden).all(-1).all(-1) & ~forbidden.all(-1).all(-1)
+    # POT calls problems infeasible whose costs are all large (or negative): it gets them from 0 to 1.
+    low = torch.where(forbidden, torch.inf, costs).amin((-2, -1), keepdim=True)
+    span = (torch.where(forbidden, -torch.inf, costs).amax((-2, -1), keepdim=True) - low).clamp_min(tiny)
+    scaled = torch.where(forbidden, _FORBIDDEN, (costs - low) / span)
+    # POT wants both sides to carry the same mass to the last digit.
+    weights_b = b64 * (a64.sum(-1, keepdim=True) / b64.sum(-1, keepdim=True).clamp_min(tiny))
+
+    plan, f, g = (torch.full_like(x, torch.nan) for x in (costs, a64, b64))
+    converged = []
+    for k, good in enumerate(legal.tolist()):
+        if good:
+            problem = (weights.numpy() for weights in (a64[k], weights_b[k], scaled[k]))
+            found, log = ot.emd(*problem, numItermax=10_000_000, log=True)
+            for part, values in ((plan, found), (f, log["u"]), (g, log["v"])):
+                part[k] = torch.from_numpy(values)
             good = log["warning"] is None
-        plans.append(plan)
-        fs.append(f)
-        gs.append(g)
         converged.append(good)
-    plan = torch.stack(plans).to(matrix)
+    f, g = _tight(scaled, a64, b64, f, g)
+    f, g = f * span[..., 0] + low[..., 0], g * span[..., 0]
+    plan = plan.to(matrix)
     error = (plan.sum(-2) - b).abs().sum(-1)
     flags = torch.tensor(converged, device=matrix.device) & (error <= limits.tolerance)
-    iterations = torch.zeros(len(plans), dtype=torch.long, device=matrix.device)
-    return Solution(plan, torch.stack(fs).to(matrix), torch.stack(gs).to(matrix), error, iterations, flags)
+    iterations = torch.zeros(len(plan), dtype=torch.long, device=matrix.device)
+    return Solution(plan, f.to(matrix), g.to(matrix), error, iterations, flags)
+
+
+def _tight(costs: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Potentials of which those of weight 0, which POT leaves anywhere, are what a first bit of weight would cost."""
+    held_f, held_g = torch.where(a > 0, f, -torch.inf), torch.where(b > 0, g, -torch.inf)
+    free_f, free_g = (costs - held_g[..., None, :]).amin(-1), (costs - held_f[..., :, None]).amin(-2)
+    return torch.where(a > 0, f, free_f), torch.where(b > 0, g, free_g)

@@ -60,7 +60,8 @@ def proximal(
     carries_a, carries_b = a > 0, b > 0
     matrix = torch.where(carries_a[..., :, None] & carries_b[..., None, :], matrix, most)
     scale = inner(a[..., :, None] * b[..., None, :], matrix).abs()  # the mean cost: below it, "relative" means to it
-    f, g = starting_potentials(matrix, g)
+    f, start = starting_potentials(matrix, g)
+    g = _of_columns(matrix, f, carries_a) if g is None else start
     sharpness = torch.zeros_like(beta)  # t
     sharpen = torch.ones_like(beta)
     done = torch.zeros(beta.shape, dtype=torch.bool, device=matrix.device)
@@ -71,13 +72,13 @@ def proximal(
     while made < limits.max_iterations:
         steps = min(_LOOK_EVERY, limits.max_iterations - made)
         # Nothing holds the potentials of neurons without weight where they belong.
-        g = torch.where(carries_b, g, (matrix - torch.where(carries_a, f, -torch.inf)[..., :, None]).amin(-2))
+        g = torch.where(carries_b, g, _of_columns(matrix, f, carries_a))
         f = torch.where(carries_a, f, (matrix - g[..., None, :]).amin(-1))
         plan, f, g_of_plan, g, error = block.run(f, g, sharpness, sharpen, steps, _POLISH)
         made += steps
         sharpness = sharpness + steps * sharpen
         cost = inner(plan, matrix)
-        gap = cost - _lower_bound(matrix, a, b, g)
+        gap = cost - _lower_bound(matrix, a, b, g, carries_a, carries_b)
         arrived = (error <= limits.tolerance) & (gap <= limits.tolerance * torch.maximum(cost.abs(), 1e-2 * scale))
         found = Solution(plan, f, g_of_plan, error, torch.full_like(sharpness, made).long(), arrived)
         best = found if best is None else _keep(best, done, found)
@@ -123,11 +124,15 @@ def _over(work: Work, made: int, stopped: Tensor) -> bool:
     return bool(stopped.all()) if on_host(stopped) else work.enough(made, stopped)
 
 
-def _lower_bound(matrix: Tensor, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+def _of_columns(matrix: Tensor, f: Tensor, carries: Tensor) -> Tensor:
+    """(B, n) g_j = min_i M_ij - f_i over the rows that carry weight."""
+    return (matrix - torch.where(carries, f, -torch.inf)[..., :, None]).amin(-2)
+
+
+def _lower_bound(matrix: Tensor, a: Tensor, b: Tensor, g: Tensor, carries_a: Tensor, carries_b: Tensor) -> Tensor:
     """(B,) Dual value of the potentials that the costs allow: f_i = min_j M_ij - g_j, then g_j = min_i M_ij - f_i."""
-    f = (matrix - g[..., None, :]).amin(-1)
-    g = (matrix - f[..., :, None]).amin(-2)
-    return (a * f).sum(-1) + (b * g).sum(-1)
+    f = _of_columns(matrix.transpose(-2, -1), g, carries_b)
+    return (a * f).sum(-1) + (b * _of_columns(matrix, f, carries_a)).sum(-1)
 
 
 def _keep(old: Solution, done: Tensor, new: Solution) -> Solution:

@@ -13,7 +13,7 @@ class OTResult:
     """The solution of one transport problem, or of a batch of them (leading dimensions `...`).
 
     Attributes:
-        value: (...) What the method minimises, differentiable in the cost matrix: with `sinkhorn`
+        value: (...) What the method minimises, differentiable in the cost matrix and the weights: with `sinkhorn`
             <P, M> + eps KL(P | a b'), as its dual value f.a + g.b; with every other method <P, M>.
         cost: (...) <P, M>, detached: what to compare methods and controls by.
         plan: (..., m, n) The coupling P, detached; its rows sum to a.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,42 @@ from .sweeps import Sweeps
 CHUNK = 8
 
 _budget = SweepBudget(first=4 * CHUNK)
+
+
+class Chunks:
+    """A batch of problems (B, m, n) on its way, some sweeps at a time.
+
+    Never looks at a value, and writes only into the memory that it holds: what `run` launches can be recorded once and
+    replayed for other problems of the same shape (see `hf_reprot.ot.graphs`).
+    """
+
+    def __init__(self, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, f: Tensor, g: Tensor, limits: Limits):
+        self.sweeps = Sweeps(matrix, a, b, epsilon, f, g, torch.empty_like(matrix), limits.accelerate)
+        self.sweeps.done = torch.zeros_like(self.sweeps.epsilon, dtype=torch.bool)
+        self.iterations = torch.zeros(epsilon.shape, dtype=torch.long, device=matrix.device)
+        self.error = torch.full_like(epsilon, torch.inf)
+        self.tolerance = limits.tolerance
+
+    def restart(self, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, f: Tensor, g: Tensor) -> None:
+        """Takes other problems up, into the same memory."""
+        self.sweeps.restart(matrix, a, b, epsilon, f, g)
+        self.sweeps.done.fill_(False)
+        self.iterations.zero_()
+        self.error.fill_(torch.inf)
+
+    def run(self, count: int, first: bool) -> None:
+        """`count` sweeps and the moves between them; the first chunk has nothing to move on from."""
+        sweeps = self.sweeps
+        if not first:
+            sweeps.advance()
+            sweeps.absorb()
+        for sweep in range(count):
+            if sweep:
+                sweeps.advance()
+            sweeps.sweep()
+        self.iterations.add_(torch.where(sweeps.done[:, 0], 0, count))
+        self.error.copy_(sweeps.error())
+        sweeps.done.logical_or_((self.error <= self.tolerance)[:, None])
 
 
 def sinkhorn_device(
@@ -32,37 +70,37 @@ def sinkhorn_device(
     depend on how many there were. The first call of a shape asks the device after each chunk.
     """
     f, g = starting_potentials(matrix, g)
-    sweeps = Sweeps(matrix, a, b, epsilon, f, g, torch.empty_like(matrix), limits.accelerate)
-    sweeps.done = torch.zeros_like(sweeps.epsilon, dtype=torch.bool)
-    iterations = torch.zeros(epsilon.shape, dtype=torch.long, device=matrix.device)
+    chunks = Chunks(matrix, a, b, epsilon, f, g, limits)
+    return run_chunks(chunks, chunks.run, limits)
+
+
+def run_chunks(chunks: Chunks, run: Callable[[int, bool], None], limits: Limits) -> Solution:
+    """Runs as many chunks as are needed; the solution lies in the memory of `chunks`.
+
+    Args:
+        chunks: Problems at their start.
+        run: `chunks.run`, or what does the same.
+        limits: When to stop.
+    """
+    sweeps = chunks.sweeps
+    matrix = sweeps.matrix
     key = (tuple(matrix.shape), matrix.dtype, matrix.device, limits.tolerance, limits.max_iterations)
     work = _budget.plan(key, CHUNK, limits.max_iterations)
     made = 0
     while True:
-        chunk = min(CHUNK, limits.max_iterations - made)
-        run_chunk(sweeps, chunk)
-        made += chunk
-        iterations += torch.where(sweeps.done[:, 0], 0, chunk)
-        error = sweeps.error()
-        sweeps.done |= (error <= limits.tolerance)[:, None]
+        count = min(CHUNK, limits.max_iterations - made)
+        run(count, made == 0)
+        made += count
         if made >= limits.max_iterations or work.enough(made, sweeps.done):
             break
-        sweeps.advance()
-        sweeps.absorb()
-    work.learn(iterations, sweeps.done)
+    work.learn(chunks.iterations, sweeps.done)
     f, g = sweeps.potentials()
-    solution = Solution(sweeps.plan(), f, g, error, iterations, error <= limits.tolerance)
+    error = chunks.error
+    solution = Solution(sweeps.plan(), f, g, error, chunks.iterations, error <= limits.tolerance)
     if work.may_ask and not bool(torch.isfinite(error).all()):
-        return _replace(solution, ~torch.isfinite(error), sinkhorn_log(matrix, a, b, epsilon, limits))
+        again = sinkhorn_log(matrix, sweeps.a, sweeps.b, sweeps.epsilon[:, 0], limits)
+        return _replace(solution, ~torch.isfinite(error), again)
     return solution
-
-
-def run_chunk(sweeps: Sweeps, count: int) -> None:
-    """`count` sweeps, and the moves between them."""
-    for sweep in range(count):
-        if sweep:
-            sweeps.advance()
-        sweeps.sweep()
 
 
 def _replace(old: Solution, where: Tensor, new: Solution) -> Solution:

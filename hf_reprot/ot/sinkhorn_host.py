@@ -37,7 +37,12 @@ def sinkhorn_host(
     """
     f, start = starting_potentials(matrix, g)
     found = Solution(
-        torch.empty_like(matrix), f, start, epsilon.new_empty(len(matrix)), torch.zeros(len(matrix)).long(), None
+        torch.empty_like(matrix),
+        torch.empty_like(f),
+        torch.empty_like(start),
+        epsilon.new_empty(len(matrix)),
+        torch.zeros(len(matrix)).long(),
+        None,
     )
     sweeps = Sweeps(matrix, a, b, epsilon, f, start, found.plan, limits.accelerate)
     pairs = list(range(len(matrix)))  # of the whole batch, that `sweeps` still holds

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..choices import check_choice
-from . import kernels
+from . import graphs, kernels
 from .controls import CONTROLS, control_plan
-from .envelope import with_plan_as_gradient
+from .envelope import with_envelope_gradient
 from .exact import exact
 from .kernel import inner, on_host
 from .proximal import proximal
@@ -19,8 +19,10 @@ from .sinkhorn_device import sinkhorn_device
 from .sinkhorn_host import sinkhorn_host
 from .solution import Limits, Solution
 
-METHODS = ("sinkhorn", "proximal", "exact", *CONTROLS)
-BACKENDS = ("auto", "torch", "triton")
+SOLVED = ("sinkhorn", "proximal", "exact")
+METHODS = (*SOLVED, *CONTROLS)
+BACKENDS = ("auto", "torch", "triton", "graph")
+DIFFERENTIABLE_WEIGHTS = ("sinkhorn", "exact")
 DEFAULT_RELATIVE_EPSILON = {"sinkhorn": 0.01, "proximal": 0.2}
 
 
@@ -43,14 +45,19 @@ def solve(
         proximal, exact     min_P <P, M>
 
     The gradient of `result.value` in M is the optimal plan (envelope theorem; `epsilon` held fixed): no iteration is
-    differentiated through. `sinkhorn` reports the dual value f.a + g.b, whose error before convergence is of second
-    order. The plan's rows sum to `a` exactly, so that every student neuron carries its whole weight.
+    differentiated through. In weights that require one it is the potentials f and g, less their mean f.a and g.b: the
+    gradient of the value at a / sum(a), so that it does not hang on the constant that potentials leave open. `sinkhorn`
+    reports the dual value f.a + g.b, whose error before convergence is of second order. The plan's rows sum to `a`
+    exactly, so that every student neuron carries its whole weight.
 
     Args:
         M: (..., m, n) Costs, any float dtype; half precision is computed in float32. +inf forbids a match. Leading
             dimensions are problems solved side by side.
         a: (..., m) Weights of the rows, nonnegative, summing to 1; None: uniform. Broadcasts over leading dimensions.
-        b: (..., n) Weights of the columns.
+            May require a gradient with "sinkhorn" and "exact" (there a subgradient: the optimum may have kinks); a
+            weight of 0 then has its one-sided derivative. The error of that gradient is of first order in the
+            marginal error: solve to a small `tolerance` where it matters.
+        b: (..., n) Weights of the columns; likewise.
         method: "sinkhorn" (entropic), "proximal" (IPOT, no entropic bias), "exact" (POT's network simplex on the CPU),
             or a control: "identity" (m = n), "random" (a fixed permutation), "independent" (a b').
         relative_epsilon: Entropic (proximal) strength in units of the problem's mean cost a'|M|b, so that it means the
@@ -62,7 +69,9 @@ def solve(
         max_iterations: Sweeps (proximal steps) at most.
         init: Potentials (f, g) of a similar problem, as in `result.potentials`, or g (..., n) alone: a warm start.
         backend: What runs "sinkhorn" and "proximal": "torch", "triton" (CUDA, float32), or "auto": Triton's kernels
-            where they are, for float32 costs of up to 4096 columns and a tolerance of at least 3e-5.
+            where they are, for float32 costs of up to 4096 columns and a tolerance of at least 3e-5. "graph": torch's
+            launches recorded as a CUDA graph and replayed ("sinkhorn" on CUDA only); not measured yet, so that "auto"
+            does not take it.
 
     Returns:
         `OTResult`, with the leading dimensions of M.
@@ -89,11 +98,19 @@ def solve(
     check_choice("backend", backend, BACKENDS)
     batch, (m, n) = M.shape[:-2], M.shape[-2:]
     matrix = M.detach().to(torch.promote_types(M.dtype, torch.float32)).reshape(-1, m, n).contiguous()
+    given_a, given_b = (w if _learned(w) else None for w in (a, b))
+    if method not in DIFFERENTIABLE_WEIGHTS and not (given_a is given_b is None):
+        raise ValueError(
+            f"method={method!r} has no gradient in the weights: a proximal step has the potentials of a sharper "
+            "problem, and controls have none. Detach a and b, or use method='sinkhorn' or 'exact'"
+        )
     a = _weights("a", a, batch, m, matrix)
     b = _weights("b", b, batch, n, matrix)
     limits = Limits(tolerance, max_iterations)
     triton = kernels.takes(matrix, tolerance) if backend == "auto" else backend == "triton"
     if backend == "triton" and (reason := kernels.refusal(matrix)):
+        raise ValueError(reason)
+    if backend == "graph" and (reason := graphs.refusal(matrix.device, method)):
         raise ValueError(reason)
 
     with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
@@ -105,7 +122,10 @@ def solve(
         else:
             strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
             start = _start(init, batch, n, matrix)
-            solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
+            if backend == "graph":
+                solution = graphs.sinkhorn_graph(matrix, a, b, strength, limits, start)
+            else:
+                solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
         cost = inner(solution.plan, matrix)
         value = _dual_value(solution, a, b) if method == "sinkhorn" else cost
         converged = solution.converged & ~torch.isnan(value) & ~torch.isnan(cost)
@@ -115,13 +135,15 @@ def solve(
 
     plan = restored(solution.plan)
     value = restored(value)
-    if M.requires_grad and torch.is_grad_enabled():
-        value = with_plan_as_gradient(value, M, plan)
+    potentials = None if method in CONTROLS else (restored(solution.f), restored(solution.g))
+    if torch.is_grad_enabled() and (M.requires_grad or not (given_a is given_b is None)):
+        a, b = (None if w is None else w.expand(*batch, w.shape[-1]) for w in (given_a, given_b))
+        value = with_envelope_gradient(value, M, plan, a, b, potentials)
     return OTResult(
         value=value,
         cost=restored(cost),
         plan=plan,
-        potentials=None if method in CONTROLS else (restored(solution.f), restored(solution.g)),
+        potentials=potentials,
         marginal_error=restored(solution.error),
         iterations=restored(solution.iterations),
         converged=restored(converged),
@@ -194,6 +216,10 @@ def _weights(name: str, weights: Tensor | None, batch: torch.Size, size: int, ma
     except RuntimeError as error:
         raise ValueError(f"{name} of shape {tuple(weights.shape)} does not broadcast to {(*batch, size)}") from error
     return expanded.to(matrix).reshape(-1, size).contiguous()
+
+
+def _learned(weights: Tensor | None) -> bool:
+    return isinstance(weights, Tensor) and weights.requires_grad and torch.is_grad_enabled()
 
 
 def _start(init, batch: torch.Size, n: int, matrix: Tensor) -> Tensor | None:

@@ -36,19 +36,34 @@ class Sweeps:
     def __init__(
         self, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, f: Tensor, g: Tensor, out: Tensor, accelerate: bool
     ):
-        self.matrix, self.a, self.b, self.f, self.g, self.kernel = matrix, a, b, f, g, out
+        self.matrix, self.a, self.b, self.kernel = matrix, a, b, out
+        self.f, self.g = f.clone(), g.clone()  # they are written over
         self.epsilon, self.inverse = epsilon[:, None], 1 / epsilon
         self.accelerate = accelerate
         self.v = torch.ones_like(b)  # the point that a sweep starts from
         self._landed = torch.ones_like(b)  # where the last step led, without momentum
         self._steps = torch.zeros_like(self.epsilon)  # since the momentum started
         self._counts = torch.ones_like(self.epsilon)  # 0 where a pair may have no momentum
+        # A tensor: torch takes longer to make one of a number than to add it.
+        self._inertia, self._zero = torch.full_like(self.epsilon, _INERTIA), torch.zeros_like(self.epsilon)
         self.done: Tensor | None = None  # (B, 1) pairs that stay as they are
         self.floor: float | None = None  # the least sum that is divided by, where sums without weight may vanish
         self._right, self._columns, self._residual, self._step = (torch.empty_like(b) for _ in range(4))
         self.rows, self._left = torch.empty_like(a), torch.empty_like(a)
         self._take_views()
         fill_kernel(out, matrix, f, g, self.inverse)
+
+    def restart(self, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, f: Tensor, g: Tensor) -> None:
+        """Takes other problems of the same shape up, into the same memory."""
+        for ours, theirs in (
+            *((self.matrix, matrix), (self.a, a), (self.b, b), (self.f, f), (self.g, g)),
+            *((self.epsilon, epsilon[:, None]), (self.inverse, 1 / epsilon)),
+        ):
+            ours.copy_(theirs)
+        for ones in (self.v, self._landed, self._counts):
+            ones.fill_(1)
+        self._steps.zero_()
+        fill_kernel(self.kernel, self.matrix, self.f, self.g, self.inverse)
 
     def _take_views(self) -> None:
         """Rows times matrices on both sides, (B, 1, n) @ (B, n, m): with columns, bmm is 10 times as slow on a CPU."""
@@ -80,8 +95,8 @@ class Sweeps:
             step = torch.div(landed, self._landed, out=self._step).log_()
             self._landed.copy_(landed)
             uphill = (self._residual * step).sum(-1, keepdim=True)
-            self._steps.masked_fill_(uphill > 0, 0)
-            step.mul_(self._steps / (self._steps + _INERTIA)).exp_()
+            self._steps.masked_fill_(uphill > self._zero, 0)
+            step.mul_(self._steps / (self._steps + self._inertia)).exp_()
             landed = landed.mul_(step)
             if self.floor is not None:
                 landed.clamp_max_(1 / self.floor)
@@ -96,7 +111,8 @@ class Sweeps:
         the last time, and on without momentum."""
         f, g = self.potentials()
         sound = torch.isfinite(f).all(-1, keepdim=True) & torch.isfinite(g).all(-1, keepdim=True)
-        self.f, self.g = torch.where(sound, f, self.f), torch.where(sound, g, self.g)
+        torch.where(sound, f, self.f, out=self.f)
+        torch.where(sound, g, self.g, out=self.g)
         self._landed.div_(self.v)
         self._landed.masked_fill_(~sound, 1)
         self._steps.masked_fill_(~sound, 0)

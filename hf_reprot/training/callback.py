@@ -18,6 +18,12 @@ class TransferCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """The trainer's own sums are at zero: those of the checkpoint take their place."""
         self.trainer._begin_window()
+        self.trainer._learn_costs()  # nothing has moved the student yet
+        self.trainer._prepare_layers()
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """Before the first micro-batch of a step."""
+        self.trainer._refresh_layers()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """The gradient is complete, averaged over processes and clipped."""

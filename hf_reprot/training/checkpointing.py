@@ -85,10 +85,12 @@ class CheckpointingMixin:
     # ---- loading ----
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        self._restored = load_transfer_state(checkpoint, self._own_rank()) if checkpoint is not None else None
-        if self._restored is not None:
+        self._restored = None
+        if checkpoint is not None:
+            self._restored = load_transfer_state(checkpoint, self._own_rank(), self.args.world_size)
+        if self._restored is not None:  # first: of other companions, the optimiser could only say that numbers differ
             self.transfer.load_state_dict(self._restored)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is None:
@@ -115,7 +117,7 @@ class CheckpointingMixin:
         state = self._restored or {}
         restore_window(self, self._meter, state)
         self._watch.load_state_dict(state)
-        self._guard.streak = 0
+        self._guard.reset()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if not self._load_strictly(resume_from_checkpoint, model):

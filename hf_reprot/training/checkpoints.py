@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "transfer_state.safetensors"
 PICKLES = ("training_args.bin",)
 PROCESSES = "processes"  # entry of the state: how many processes the run had
+# Entries that rest on a process's own samples where `ot_global_batch` is off.
+_OF_ONE_PROCESS = ("running.", "watch.")
 
 
 def save_transfer_state(folder: str | Path, state: Mapping[str, Tensor], rank: int | None = None) -> None:
@@ -28,15 +33,47 @@ def save_transfer_state(folder: str | Path, state: Mapping[str, Tensor], rank: i
     save_file(tensors, _state_path(folder, rank))
 
 
-def load_transfer_state(folder: str | Path, rank: int | None = None) -> dict[str, Tensor] | None:
+def load_transfer_state(folder: str | Path, rank: int | None = None, processes: int = 1) -> dict[str, Tensor] | None:
     """Reads what `save_transfer_state` wrote; None where the checkpoint has none.
+
+    Where each process matches on its own samples, its moments belong to it. If the run that wrote the checkpoint had
+    another number of processes, or one of the two shares the samples and the other does not, they are left out with a
+    warning, and start anew; the rest is the same on every process and is read from the first one's.
+
+    Args:
+        folder: The checkpoint's folder.
+        rank: Number of this process, where each process has a state of its own; None where all share one.
+        processes: How many processes this run has.
 
     Raises:
         ValueError: the file cannot be read.
     """
-    path = _state_path(folder, rank)
+    shared, own = _state_path(folder, None), _state_path(folder, rank)
+    first = shared if shared.is_file() else _state_path(folder, 0)
+    path = own if own.is_file() else first
     if not path.is_file():
         return None
+    state = _read(path)
+    wrote = int(state.get(PROCESSES, 1))
+    if (path == own and (rank is None or wrote == processes)) or wrote == processes == 1:
+        return state
+    state = _read(first)
+    if not rank and any(name.startswith("running.") for name in state):
+        logger.warning(
+            "%s holds %s, and this run carries %s (plan_momentum, ot_global_batch): they start anew. To go on with "
+            "them, resume with as many processes as before and the same ot_global_batch",
+            folder,
+            _moments_of(None if first == shared else wrote),
+            _moments_of(None if rank is None else processes),
+        )
+    return {name: value for name, value in state.items() if not name.startswith(_OF_ONE_PROCESS)}
+
+
+def _moments_of(processes: int | None) -> str:
+    return "moments of all samples" if processes is None else f"moments of each of {processes} process(es)"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises several kinds; each means the same to a user

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 
 class CompanionsMixin:
@@ -43,3 +45,24 @@ class CompanionsMixin:
         """`Trainer` clears the gradients of its model only."""
         for parameter in self._companion_parameters():
             parameter.grad = None
+
+
+def check_companions(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Refuses a checkpoint of a run that trained other modules along with its student.
+
+    Args:
+        ours: State of this run's companions.
+        theirs: State of the checkpoint's.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    shapes = [{name: tuple(value.shape) for name, value in side.items()} for side in (ours, theirs)]
+    if shapes[0] == shapes[1]:
+        return
+    name = min(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+    here, there = (str(side[name]) if name in side else "nothing" for side in shapes)
+    raise ValueError(
+        f"the checkpoint's run trained other modules along with its student: {name} is {there} there and {here} here: "
+        "resume with the settings that it had (feature_loss, layer_pairs, ...)"
+    )

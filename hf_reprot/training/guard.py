@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
+from torch.optim import Adam, AdamW, Optimizer
+
+from .streak import Streak
 
 
 class GradientGuard:
@@ -18,52 +21,84 @@ class GradientGuard:
     Under DDP every process holds the same averaged gradient, and under FSDP the shards' verdicts are joined, so that
     all processes drop the same steps.
 
+    A fused Adam or AdamW (the Trainer's default) skips a step by a flag on the device, as it does for loss scaling: the
+    host then waits for nothing. For other optimisers the host asks the device once a step and takes the gradient away.
+
     Args:
-        limit: Steps in a row after which `check` raises.
+        limit: Steps in a row after which `check` raises; with the flag on CUDA, a step later.
     """
 
     def __init__(self, limit: int):
-        self.limit = limit
-        self.streak = 0
+        self._streak = Streak(limit)
 
-    def check(self, model: nn.Module, *, sharded: bool = False) -> bool:
-        """Call between the backward pass and the optimiser's step; returns whether the gradient was dropped.
+    def reset(self) -> None:
+        """Starts the count of steps anew."""
+        self._streak.reset()
+
+    def check(self, model: nn.Module, *, optimizer: Optimizer | None = None, sharded: bool = False) -> Tensor:
+        """Call between the backward pass and the optimiser's step.
 
         Args:
             model: The student.
+            optimizer: The optimiser that makes the step.
             sharded: Each process holds a part of the gradient only: join the verdicts. Known by itself for DTensors.
+
+        Returns:
+            () 1.0 where the gradient was dropped, 0.0 where not, on the gradients' device.
 
         Raises:
             FloatingPointError: names parameters with such gradients.
         """
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        if not _any_lost(list(gradients.values()), sharded):
-            self.streak = 0
-            return False
-        self.streak += 1
-        if self.streak >= self.limit:
-            lost = [name for name, gradient in gradients.items() if not torch.isfinite(_local(gradient)).all()]
-            raise FloatingPointError(
-                f"the gradient was not finite for {self.limit} steps in a row and was dropped each time; last in "
-                f"{len(lost)} of {len(gradients)} parameters, among them {', '.join(lost[-3:])}. Lower the learning "
-                "rate, train in bfloat16 or float32 rather than float16, or look for the layer or the sample that "
-                "overflows"
-            )
-        for parameter in model.parameters():
-            parameter.grad = None
-        return True
+        sharded = sharded or any(isinstance(gradient, DTensor) for gradient in gradients.values())
+        lost = _any_lost(list(gradients.values()), sharded).float()
+        self._streak.record(lost.reshape(1))
+        if self._streak.reached():
+            self._stop(gradients)
+        if not sharded and _skips_by_flag(optimizer):
+            _skip_next_step(optimizer, lost)
+        elif lost:
+            for parameter in model.parameters():
+                parameter.grad = None
+        return lost
+
+    def _stop(self, gradients: Mapping[str, Tensor]) -> None:
+        lost = [name for name, gradient in gradients.items() if not torch.isfinite(_local(gradient)).all()]
+        where = ""
+        if lost:
+            where = f"last in {len(lost)} of {len(gradients)} parameters, among them {', '.join(lost[-3:])}. "
+        raise FloatingPointError(
+            f"the gradient was not finite for {self._streak.limit} steps in a row and was dropped each time; {where}"
+            "Lower the learning rate, train in bfloat16 or float32 rather than float16, or look for the layer or the "
+            "sample that overflows"
+        )
 
 
-def _any_lost(gradients: Sequence[Tensor], sharded: bool) -> bool:
-    """Whether a number of a gradient is not finite; of sharded gradients, on any process."""
-    sharded = sharded or any(isinstance(gradient, DTensor) for gradient in gradients)
+def _skips_by_flag(optimizer: Optimizer | None) -> bool:
+    # A fused SGD with momentum leaves its buffers unset where the very first step is skipped.
+    return isinstance(optimizer, Adam | AdamW) and all(group.get("fused") for group in optimizer.param_groups)
+
+
+def _skip_next_step(optimizer: Adam | AdamW, flag: Tensor) -> None:
+    """The fused kernels leave weights, moments and the count of steps alone where `found_inf` is not 0."""
+    optimizer.found_inf = flag
+
+    def forget(*_: object) -> None:
+        handle.remove()
+        del optimizer.found_inf
+
+    handle = optimizer.register_step_post_hook(forget)
+
+
+def _any_lost(gradients: Sequence[Tensor], sharded: bool) -> Tensor:
+    """() Whether a number of a gradient is not finite; of sharded gradients, on any process."""
     parts = [part for part in map(_local, gradients) if part.numel() > 0]
     lost = ~torch.isfinite(get_total_norm(parts, norm_type=math.inf)) if parts else torch.zeros((), dtype=torch.bool)
     if sharded and dist.is_initialized():
         everywhere = lost.float().to(gradients[0].device if gradients else lost.device)
         dist.all_reduce(everywhere, dist.ReduceOp.MAX)
-        return bool(everywhere)
-    return bool(lost)
+        return everywhere > 0
+    return lost
 
 
 def _local(gradient: Tensor) -> Tensor:

@@ -12,9 +12,15 @@ from torch import Tensor, nn
 
 from ..config import OTTransferConfig
 from ..losses import L2SP, LogitDistillation, LossOutput, RepresentationTransport, RunningMoments
+from ..losses.baselines import DecoupledDistillation
 from ..matching import LayerPair
 from ..taps import Activation, Taps, pair_neurons
 from ..teacher import Preprocessing, Teacher
+from .auto_layers import AutoLayers
+from .companions import check_companions
+from .learned_cost import LearnedCosts
+from .rivals import Rivals
+from .selection import Selections
 
 
 @dataclass
@@ -38,6 +44,7 @@ class TransferObjective:
         config: The settings.
         preprocessing: How the student's `pixel_values` were normalised; None for text or where it is not known.
         heads: Paths of the student's heads, which L2-SP leaves alone.
+        layers: With layer_pairs="auto", what finds the pairs; `pairs` are then those to begin with.
     """
 
     def __init__(
@@ -48,23 +55,46 @@ class TransferObjective:
         config: OTTransferConfig,
         preprocessing: Preprocessing | None = None,
         heads: Sequence[str] = (),
+        layers: AutoLayers | None = None,
     ):
         self.config = config
         self.student = student
         self.teachers = list(teachers)
         self.pairs = list(pairs)
+        self.layers = layers
         self.preprocessing = preprocessing
-        self.student_taps = Taps(student, sorted({pair.student for pair in self.pairs}))
+        self.rivals = Rivals(config, student, self.pairs, self.pair_names())
+        self._hang_taps({*(pair.student for pair in self.pairs), *self.rivals.layers})
+        self.transport = RepresentationTransport(**config.transport_settings())
+        learns = config.ot_cost == "learned" and config.ot_weight > 0
+        self.learned = LearnedCosts(config) if learns else None
+        self.selections = Selections(config, self.pairs) if config.select_k is not None else None
+        self.running = [RunningMoments(config.plan_momentum) for _ in self.pairs] if config.plan_momentum > 0 else None
+        self.distillation = _distillation(config) if config.kd_weight > 0 else None
+        self.anchor = L2SP(student, exclude=heads) if config.l2sp_weight > 0 else None
+        self.companions = nn.ModuleDict()  # they train along with the student and are no part of it
+        self.plans: list[Tensor] = []  # of the last batch, one a pair: what a plot or a card shows
+
+    def _hang_taps(self, student_layers: set[str]) -> None:
+        self.student_taps = Taps(self.student, sorted(student_layers))
         self.teacher_taps = [
             Taps(teacher.model, sorted({pair.teacher for pair in self.pairs if pair.teacher_index == i}))
             for i, teacher in enumerate(self.teachers)
         ]
-        self.transport = RepresentationTransport(**config.transport_settings())
-        self.running = [RunningMoments(config.plan_momentum) for _ in self.pairs] if config.plan_momentum > 0 else None
-        self.distillation = LogitDistillation(config.kd_temperature) if config.kd_weight > 0 else None
-        self.anchor = L2SP(student, exclude=heads) if config.l2sp_weight > 0 else None
-        self.companions = nn.ModuleDict()  # they train along with the student and are no part of it
-        self.plans: list[Tensor] = []  # of the last batch, one a pair: what a plot or a card shows
+
+    def pair_names(self) -> list[str]:
+        """What each pair is called in logs and errors."""
+        return [pair_name(pair, len(self.teachers)) for pair in self.pairs]
+
+    def set_pairs(self, pairs: Sequence[LayerPair]) -> None:
+        """Puts the pairs of a new plan in the place of the present ones; carried moments of those that stay go on."""
+        if self.running is not None:
+            known = {_key(pair): running for pair, running in zip(self.pairs, self.running, strict=True)}
+            self.running = [known.get(_key(pair)) or RunningMoments(self.config.plan_momentum) for pair in pairs]
+        self.pairs, self.plans = list(pairs), []
+        self.close()
+        # All of the student's candidates: a compiled student sees only the hooks that it was compiled with.
+        self._hang_taps({*self.layers.student_layers, *self.rivals.layers})
 
     def build_companions(self, widths: Sequence[tuple[int, int]], device: torch.device) -> None:
         """Makes the modules that train along with the student, once the widths of the layer pairs are known.
@@ -73,7 +103,9 @@ class TransferObjective:
             widths: (d_s, d_t) of each pair; empty where no batch could be made up.
             device: Where the student lives.
         """
-        self.companions = nn.ModuleDict()
+        self.companions = nn.ModuleDict(self.rivals.build(widths))
+        if self.selections is not None:
+            self.companions.update(self.selections.build(widths, self.student))
         self.companions.to(device)
 
     def close(self) -> None:
@@ -84,7 +116,7 @@ class TransferObjective:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Records the student's layers during the forward pass made inside."""
-        with self.student_taps.armed() if self.pairs else contextlib.nullcontext():
+        with self.student_taps.armed():
             yield
 
     def teach(self, inputs: Mapping[str, Any]) -> tuple[list[dict[str, Activation]], list[Tensor | None]]:
@@ -113,7 +145,12 @@ class TransferObjective:
         ]
 
     def __call__(
-        self, inputs: Mapping[str, Any], task: Tensor | None, student_logits: Tensor | None, ot_weight: float
+        self,
+        inputs: Mapping[str, Any],
+        task: Tensor | None,
+        student_logits: Tensor | None,
+        ot_weight: float,
+        progress: float = 1.0,
     ) -> Terms:
         """The total loss of one batch, to be called after a forward pass inside `recording()`.
 
@@ -122,6 +159,7 @@ class TransferObjective:
             task: The student's own loss; None without labels.
             student_logits: The student's logits; needed for distillation and without labels.
             ot_weight: Weight of the transport term at this step.
+            progress: Share of all steps that have been made.
         """
         config = self.config
         total, logs = [], {}
@@ -130,10 +168,19 @@ class TransferObjective:
             logs["task_loss"] = task.detach()
         layers, teacher_logits = self.teach(inputs) if self.teachers else ([], [])
 
+        students = self.student_taps.take()
         dropped = None
-        if self.pairs:
+        if self.pairs and config.ot_weight > 0:
+            neurons, weights = self.neurons(students, layers, inputs), None
+            if self.selections is not None:
+                weights, terms, more = self.selections(neurons, inputs, progress)
+                total += terms
+                logs |= more
             outputs = self.transport.forward_pairs(
-                self.neurons(self.student_taps.take(), layers, inputs), running=self.running
+                neurons,
+                plans=None if self.learned is None else self.learned.plans,
+                running=self.running,
+                teacher_weights=weights,
             )
             self.plans = [output.plan for output in outputs]
             share = [pair.weight / sum(p.weight for p in self.pairs) for pair in self.pairs]
@@ -143,12 +190,19 @@ class TransferObjective:
             logs["ot_weight"] = transport.new_tensor(ot_weight)
             logs |= self._transport_logs(outputs)
             dropped = torch.stack([output.logs["dropped"] for output in outputs])
+            if self.layers is not None:
+                logs |= {name: transport.new_tensor(value) for name, value in self.layers.logs().items()}
+        terms, more = self.rivals(students, layers, inputs)
+        total += terms
+        logs |= more
         if self.distillation is not None:
-            outputs = [self.distillation(student_logits, logits) for logits in teacher_logits]
+            given = (_labels(inputs),) if config.kd_method == "dkd" else ()
+            outputs = [self.distillation(student_logits, logits, *given) for logits in teacher_logits]
             distillation = torch.stack([output.loss for output in outputs]).mean()
             total.append(config.kd_weight * distillation)
             logs["kd_loss"] = distillation.detach()
-            logs["kd_agreement"] = torch.stack([output.logs["kd_agreement"] for output in outputs]).mean()
+            for name in outputs[0].logs:
+                logs[name] = torch.stack([output.logs[name] for output in outputs]).mean()
         if self.anchor is not None:
             output = self.anchor()
             total.append(config.l2sp_weight * output.loss)
@@ -175,26 +229,34 @@ class TransferObjective:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold so that a resumed run continues as if it had not stopped."""
-        state = {}
+        state = self.layers.state_dict() if self.layers is not None else {}
         for i, running in enumerate(self.running or ()):
             state |= {f"running.{i}.{name}": value for name, value in running.state_dict().items()}
         if self.anchor is not None:
             state["l2sp.fingerprint"] = self.anchor.fingerprint()
+        if self.learned is not None:
+            state |= self.learned.state_dict()
         return state | {f"companions.{name}": value for name, value in self.companions.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` gave.
 
         Raises:
-            ValueError: the run that wrote it started from other weights or carried other layer pairs.
+            ValueError: the run that wrote it started from other weights or had other layer pairs or companions.
         """
         device = next(self.teachers[0].model.parameters()).device if self.teachers else torch.device("cpu")
+        if self.layers is not None:
+            self.layers.load_state_dict(state)
+            self.set_pairs(self.layers.pairs())
         for i, running in enumerate(self.running or ()):
             prefix = f"running.{i}."
             moments = {k.removeprefix(prefix): v.to(device) for k, v in state.items() if k.startswith(prefix)}
             running.load_state_dict(moments)
         companions = {k.removeprefix("companions."): v for k, v in state.items() if k.startswith("companions.")}
+        check_companions(self.companions.state_dict(), companions)
         self.companions.load_state_dict(companions, strict=True)
+        if self.learned is not None:
+            self.learned.load_state_dict(state, len(self.pairs), device)
         if self.anchor is not None and "l2sp.fingerprint" in state:
             ours, theirs = self.anchor.fingerprint(), state["l2sp.fingerprint"]
             if not torch.allclose(ours, theirs.to(ours), rtol=1e-6):
@@ -202,6 +264,25 @@ class TransferObjective:
                     "l2sp_weight pulls toward the weights that training starts from, and the checkpoint's run started "
                     "from others: build the student from the same start as before (not from the checkpoint) to resume"
                 )
+
+
+def _distillation(config: OTTransferConfig) -> LogitDistillation | DecoupledDistillation:
+    if config.kd_method == "dkd":
+        return DecoupledDistillation(config.dkd_alpha, config.dkd_beta, config.kd_temperature)
+    return LogitDistillation(config.kd_temperature)
+
+
+def _key(pair: LayerPair) -> tuple[str, str, int]:
+    return pair.student, pair.teacher, pair.teacher_index
+
+
+def _labels(inputs: Mapping[str, Any]) -> Tensor:
+    if inputs.get("labels") is None:
+        raise ValueError(
+            f"kd_method='dkd' needs labels, and the batch has none under 'labels' (columns: {', '.join(inputs)}): "
+            "give labels, or set kd_method='kl'"
+        )
+    return inputs["labels"]
 
 
 def pair_name(pair: LayerPair, teachers: int = 1) -> str:

@@ -50,10 +50,12 @@ def check_pairs(student: nn.Module, objective: TransferObjective, device: torch.
         _check_logits(outputs["logits"], logits, objective)
     if not objective.pairs:
         return []
-    neurons = objective.neurons(objective.student_taps.take(), layers, inputs)
+    students = objective.student_taps.take()
+    objective.rivals.check(students, layers)
+    neurons = objective.neurons(students, layers, inputs)
     widths = [(s.shape[1], t.shape[1]) for s, t in neurons]
     for pair, (ds, dt) in zip(objective.pairs, widths, strict=True):
-        if objective.config.ot_method == "identity" and ds != dt:
+        if objective.config.ot_weight > 0 and objective.config.ot_method == "identity" and ds != dt:
             raise ValueError(
                 f"ot_method='identity' pairs neuron i with neuron i, but {pair_name(pair)} has {ds} student and {dt} "
                 "teacher neurons: choose layers of equal width, or ot_method='sinkhorn'"
@@ -93,7 +95,7 @@ def check_batch_size(config: OTTransferConfig, samples: int, widths: Sequence[tu
             f"a batch of {samples} has no variance to standardise by: raise per_device_train_batch_size to 2 or more, "
             "or set ot_positions='all' or ot_standardize=False"
         )
-    matched = config.ot_method not in ("identity", "random", "independent")
+    matched = config.ot_method not in ("identity", "random", "independent") and config.ot_cost != "learned"
     if widths and matched and config.plan_momentum == 0:
         widest = max(max(pair) for pair in widths)
         noise = math.sqrt(2 * math.log(max(widest, 2)) / samples)  # largest of d correlations of pure noise

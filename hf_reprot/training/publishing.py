@@ -100,6 +100,8 @@ class PublishingMixin:
         folder.mkdir(parents=True, exist_ok=True)
         record.save(folder, (self.args.hub_token,))
         for pair, plan in zip(record.pairs, self.transfer.plans if plans else (), strict=False):
+            if pair.picture is None:
+                continue
             try:
                 save_figure(plan_figure(plan, student=pair.student, teacher=pair.teacher), folder / pair.picture)
             except ValueError as error:  # a plan that is not finite

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..hub.card import PLAN
+from ..hub.card import LAYERS, PLAN
 from ..hub.licenses import License
 from ..hub.provenance import (
     DataFacts,
@@ -24,13 +24,15 @@ from ..hub.provenance import (
     task_of,
     teacher_facts,
 )
-from ..hub.record import Evaluation, PairFacts, RunRecord, thinned_log
+from ..hub.record import Evaluation, LayerPlanFacts, PairFacts, RunRecord, thinned_log
 from ..hub.speed import device_name, made_up_batch, measure_speed, shape_text
 from ..student import evaluating
+from .sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
 _SPEED_SAMPLES = 16
+_PLAN_PICTURES = 4  # of pairs that were found, the heaviest: there may be dozens
 _SOFTWARE = ("hf-reprot", "torch", "transformers", "timm", "datasets", "accelerate", "huggingface-hub", "POT", "peft")
 _NOT_METRICS = ("_runtime", "_per_second", "_model_preparation_time", "_jit_compilation_time")
 _TRAINING = (
@@ -79,6 +81,7 @@ def collect_record(
         input=_input(trainer),
         teachers=[teacher_facts(teacher) for teacher in trainer.teachers],
         pairs=_pair_facts(trainer),
+        layer_plans=_layer_plan_facts(trainer),
         train_data=_data_facts(trainer.train_dataset, said),
         evaluations=_evaluations(trainer, said),
         transfer=args.transfer_settings(),
@@ -117,6 +120,8 @@ def measure_speeds(trainer: Any) -> dict[str | int, Speed]:
         with evaluating(student):
             speeds["student"] = measure_speed(lambda inputs: student(**inputs), batch, dtype=dtype)
         for i, teacher in enumerate(trainer.teachers):
+            if is_sharded(teacher.model):
+                continue  # the other processes would have to run it, too
             inputs = teacher.inputs_for(batch, trainer.preprocessing)
             speeds[i] = measure_speed(teacher, inputs, dtype=teacher.dtype)
     except Exception as error:  # a number on a card is not worth a trained student
@@ -170,12 +175,26 @@ def _channels(trainer: Any) -> int:
 def _pair_facts(trainer: Any) -> list[PairFacts]:
     pairs, plans = trainer.transfer.pairs, trainer.transfer.plans
     total = sum(pair.weight for pair in pairs)
+    drawn = set(range(len(pairs)))
+    if trainer.transfer.layers is not None:
+        drawn = set(sorted(drawn, key=lambda i: -pairs[i].weight)[:_PLAN_PICTURES])
     facts = []
     for i, pair in enumerate(pairs):
         widths = tuple(plans[i].shape) if i < len(plans) else (None, None)
         share = pair.weight / total
-        facts.append(PairFacts(pair.student, pair.teacher, pair.teacher_index, share, *widths, PLAN.format(i + 1)))
+        picture = PLAN.format(i + 1) if i in drawn else None
+        facts.append(PairFacts(pair.student, pair.teacher, pair.teacher_index, share, *widths, picture))
     return facts
+
+
+def _layer_plan_facts(trainer: Any) -> list[LayerPlanFacts]:
+    plans = trainer.transfer.layers.plans if trainer.transfer.layers is not None else []
+    return [
+        LayerPlanFacts(
+            plan.student_layers, plan.teacher_layers, plan.plan.tolist(), plan.cost.tolist(), i, LAYERS.format(i + 1)
+        )
+        for i, plan in enumerate(plans)
+    ]
 
 
 def _data_facts(dataset: Any, said: Mapping[str, Any]) -> DataFacts | None:

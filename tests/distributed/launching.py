@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 _LAUNCHERS = ("ACCELERATE_", "MASTER_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_", "FSDP_")
 
 
-def start(*command: str, timeout: float = 280) -> subprocess.CompletedProcess:
+def start(*command: str, timeout: float = 800) -> subprocess.CompletedProcess:
     """Runs `python -m ...` in the root of the repository."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
     env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

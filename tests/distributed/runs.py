@@ -47,6 +47,9 @@ def with_unused_parameter(model: nn.Module) -> nn.Module:
     return model
 
 
+# Three steps: the student's gradient of the second shows what the projector was after the first.
+PROJECTOR = {"ot_weight": 0.0, "feature_loss": "fitnet", "max_steps": 3, "gradient_accumulation_steps": 2}
+
 # Name -> (student, settings)
 RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "standardised": (vit, {}),
@@ -59,7 +62,13 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "inner layer, label-free": (vit, {"task_weight": 0.0, "layer_pairs": PAIRS[1:2]}),
     "frozen, unused, logits": (lambda: frozen_embeddings(with_unused_parameter(vit())), {"kd_weight": 1.0}),
     "all terms, debiased": (vit, {"ot_debiased": True, "kd_weight": 1.0, "l2sp_weight": 0.1}),
+    "layers found by transport": (
+        lambda: vit(layers=3),
+        {"layer_pairs": "auto", "layer_refresh_steps": 2, "layer_samples": 96, "max_steps": 3, "plan_momentum": 0.9},
+    ),
     "moments carried over steps": (vit, {"plan_momentum": 0.9, "max_steps": 3}),
+    "a learned cost": (vit, {"ot_cost": "learned", "max_steps": 3}),
+    "a learned projector": (vit, PROJECTOR),
     "accumulation": (vit, {"gradient_accumulation_steps": 2}),
     "activation checkpointing": (vit, {CHECKPOINTING: True}),
     "frozen batch normalisation": (lambda: frozen_batch_norm(resnet()), {}),

@@ -100,6 +100,17 @@ def test_a_launch_file_for_several_processes_on_cpus_is_refused(recipe):
     assert "torchrun --nproc_per_node N script.py --use_cpu" in done.stderr
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="with one GPU, two processes would share it")
+def test_two_processes_from_the_command_line(recipe):
+    folder = recipe / "two"
+    done = start("hf_reprot.cli", "train", str(recipe / "run.yaml"), "--processes", "2", "--output_dir", str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "destroy_process_group" not in done.stderr  # nothing is left to the end of Python
+    assert done.stdout.count("eval_accuracy") >= 1
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2
+    assert json.loads((folder / "transfer.json").read_text())["training"]["processes"] == 2
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs, torchrun without --use_cpu is right")
 def test_processes_that_would_train_apart_are_refused(recipe):
     done = torchrun("-m", "hf_reprot.cli", "train", str(recipe / "run.yaml"), "--output_dir", str(recipe / "apart"))

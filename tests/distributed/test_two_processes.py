@@ -5,7 +5,7 @@ import torch
 
 from hf_reprot.losses.collective import bytes_per_merge
 from tests.distributed.runs import LOCAL, RUNS, run
-from tests.distributed.worker import UNEVEN
+from tests.distributed.worker import UNEVEN, resumable
 
 pytestmark = pytest.mark.distributed
 
@@ -110,3 +110,11 @@ def test_resumed_ends_where_an_uninterrupted_run_does(results, again, once):
         assert mine == pytest.approx(other, rel=1e-6, abs=1e-9)
     for name, value in theirs["weights"].items():
         torch.testing.assert_close(ours["weights"][name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_one_process_goes_on_without_the_moments_of_two(results, tmp_path, caplog):
+    trainer = resumable(tmp_path, ot_global_batch=False)
+    trainer.train(resume_from_checkpoint=f"{results['folder']}/own/checkpoint-3")
+    assert "moments of each of 2 process(es), and this run carries moments of each of 1 process(es)" in caplog.text
+    assert trainer.state.global_step == 6
+    assert trainer.transfer.running[0].moments.count.item() == pytest.approx(8 * (1 + 0.9 + 0.81))

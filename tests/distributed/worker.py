@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from hf_reprot.losses import RepresentationTransport, collective
 from hf_reprot.taps import Taps
 from hf_reprot.training.guard import GradientGuard
+from tests.distributed import sharded
 from tests.distributed.runs import LOCAL, PAIRS, RUNS, run
 from tests.models import Images, batch, resnet, vit
 from tests.training.runs import make_trainer, training_logs
@@ -230,7 +231,7 @@ def everything(folder: Path) -> dict[str, Any]:
     for name, (make, settings) in RUNS.items():
         results["runs"][name] = run(folder / "runs", make, settings, processes=2)
     results["local"] = run(folder / "runs", *LOCAL, processes=2)
-    for job in (loss_alone, fully_sharded, not_finite, resumed):
+    for job in (loss_alone, fully_sharded, not_finite, resumed, *sharded.JOBS):
         results[job.__name__] = job(folder)
     return results
 
@@ -248,6 +249,10 @@ def main() -> None:
         torch.save(results, folder / f"{job}.pt")
     dist.barrier()
     dist.destroy_process_group()
+    # Past the interpreter's teardown, in which threads of the libraries now and then abort a process that has done all.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

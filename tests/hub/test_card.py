@@ -152,3 +152,17 @@ def test_a_card_is_rebuilt_from_its_folder(tmp_path):
     assert RunRecord.load(tmp_path).repo_id == "ada/digits"
     with pytest.raises(FileNotFoundError, match=RECORD_FILE):
         rebuild_card(tmp_path / "images")
+
+
+def test_a_run_without_transport_does_not_speak_of_it():
+    other = {"ot_weight": 0.0, "feature_loss": "fitnet", "feature_weight": 0.3, "kd_weight": 1.0, "kd_method": "dkd"}
+    sample = record()
+    text = render_card(record(transfer=sample.transfer | other | {"delta_weight": 0.1, "bss_weight": 0.01, "bss_k": 2}))
+    assert "feature_weight * fitnet (weighted mean over the matched layers)" in text
+    assert "KL of the logits at kd_temperature, label and other classes apart" in text
+    assert "delta_weight * squared distance" in text
+    assert "bss_weight * squares of the bss_k smallest singular values" in text
+    assert "| `feature_loss` | `fitnet` |" in text
+    for words in ("ot_weight * transport", "### Transport", "A low transport cost", "by [optimal transport"):
+        assert words in render_card(sample), words
+        assert words not in text, words

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from hf_reprot.ot import solve
 from hf_reprot.ot.budget import SweepBudget
-from hf_reprot.ot.kernel import cold_potentials
+from hf_reprot.ot.kernel import cold_potentials, inner
 from hf_reprot.ot.log_domain import sinkhorn_log
 from hf_reprot.ot.sinkhorn_device import CHUNK, sinkhorn_device
 from hf_reprot.ot.sinkhorn_host import sinkhorn_host
@@ -125,3 +126,24 @@ def test_where_the_kernel_overflows_the_log_domain_takes_over(monkeypatch):
     )
     found = sinkhorn_host(M, a, b, epsilon, Limits(1e-5, 5000))
     assert torch.allclose(found.plan, expected.plan, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [sinkhorn_host, sinkhorn_device])
+def test_a_warm_start_stays_as_it_was_given(way):
+    M, a, b = _problem()
+    g = 0.1 * torch.randn(b.shape, dtype=torch.float64)
+    given = g.clone()
+    way(M, a, b, torch.full((3,), 0.05).double(), Limits(1e-6, 2000), g)
+    assert torch.equal(g, given)
+    start = solve(M[0], tolerance=1e-2).potentials
+    before = [x.clone() for x in start]
+    solve(M[0], init=start)
+    assert all(map(torch.equal, start, before))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5), (3, 256, 128), (2, 256, 256), (1, 257, 300)])
+def test_the_cost_of_a_plan_however_it_is_summed(shape):
+    draw = torch.Generator().manual_seed(0)
+    plan, matrix = torch.rand(2, *shape, generator=draw)
+    plan /= plan.sum((-2, -1), keepdim=True)
+    assert torch.allclose(inner(plan, matrix).double(), (plan.double() * matrix.double()).sum((-2, -1)), rtol=1e-6)

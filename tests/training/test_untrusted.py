@@ -11,6 +11,7 @@ import torch
 
 from hf_reprot import Teacher
 from hf_reprot.recipe import Recipe, parse_recipe
+from hf_reprot.student import create_timm_student, load_student
 from tests.models import resnet
 from tests.training.runs import make_trainer
 
@@ -95,6 +96,27 @@ def test_code_in_a_repository_does_not_run_unasked(tmp_path):
         Teacher.load(tmp_path / "teacher")
     assert not (tmp_path / "ran").exists()
     assert Recipe().trust_remote_code is False
+
+
+def test_a_config_that_names_a_pickle_is_refused(tmp_path):
+    """timm reads the file while it makes the model; its older versions unpickle it."""
+    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
+    evil = {"checkpoint_path": str(tmp_path / "evil.pth")}
+    with pytest.raises(ValueError, match="checkpoint_path is set by"):
+        create_timm_student("resnet10t", ["a", "b"], **evil)
+    create_timm_student("resnet10t", ["a", "b"]).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    for changes in ({"model_args": evil}, {"backbone_kwargs": {"more": [evil]}}):
+        path.write_text(json.dumps(config | changes))
+        for load in (Teacher.load, load_student):
+            with pytest.raises(ValueError, match=r"asks for weights from .*evil\.pth"):
+                load(tmp_path / "model")
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="asks for weights from"):
+        Teacher.load(tmp_path / "model", init_kwargs={"model_args": evil})
+    assert load_student(tmp_path / "model").config.num_labels == 2
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_recipe_makes_no_objects(tmp_path):

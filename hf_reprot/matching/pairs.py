@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from .layers.architecture import block_layers, head_paths, last_layer, spread, stage_layers
-from .layers.paths import LayerName, resolve_path, unwrap
+from ..layers.architecture import block_layers, head_paths, last_layer, spread, stage_layers
+from ..layers.paths import LayerName, resolve_path, unwrap
 
 __all__ = ["LayerPair", "block_layers", "head_paths", "last_layer", "match_pairs", "resolve_layer", "stage_layers"]
 
 _LEGAL = (
-    'Legal: "last", "stages", "student_layer=teacher_layer" (with "@1" behind it for the second of several teachers), '
-    "or {student, teacher, weight, teacher_index}"
+    'Legal: "auto" alone, "last", "stages", "student_layer=teacher_layer" (with "@1" behind it for the second of '
+    "several teachers), or {student, teacher, weight, teacher_index}"
 )
 
 
@@ -114,8 +114,8 @@ def _pairs_of(spec: Any, student: nn.Module, teachers: Sequence[nn.Module], posi
 
 def _not_a_spec(spec: str) -> str:
     if spec == "auto":
-        return f'layer_pairs: "auto" is not available yet. {_LEGAL}'
-    near = difflib.get_close_matches(spec, ["last", "stages"], n=1)
+        return 'layer_pairs: "auto" finds all pairs by itself, in a trainer (or by match_layers), and stands alone'
+    near = difflib.get_close_matches(spec, ["last", "stages", "auto"], n=1)
     if near:
         return f"layer_pairs: {spec!r} is no pair. Did you mean {near[0]!r}? {_LEGAL}"
     if "=" in spec:

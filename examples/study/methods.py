@@ -1,0 +1,86 @@
+"""The methods of a study: settings of the trainer, and the weight that is chosen for each on validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Of a method's own weight: what is tried first, and then, while the best is the last on its side, two more, for all.
+FACTORS = (0.2, 1.0, 5.0)
+FURTHER = (0.04, 0.008, 25.0, 125.0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train a student.
+
+    Attributes:
+        weight: Name of the setting that is tuned, and the value from the paper or from first tries around which it is.
+        settings: Further settings of `OTTransferConfig`.
+        with_transport: Transport beside it, at the weight that was chosen for transport alone.
+        maps: It looks at positions: a remembered teacher has none, and the live one is used.
+        label_free: Trained on all images of the pool without a label; then a linear head on the labelled ones.
+    """
+
+    weight: tuple[str, float] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    with_transport: bool = False
+    maps: bool = False
+    label_free: bool = False
+
+
+def _transport(weight: float = 10.0, **settings: Any) -> Method:
+    return Method(("ot_weight", weight), settings)
+
+
+def _feature(name: str, weight: float, *, maps: bool = False) -> Method:
+    return Method(("feature_weight", weight), {"ot_weight": 0.0, "feature_loss": name}, maps=maps)
+
+
+_ALONE = {"ot_weight": 0.0}
+_LOGITS = {"kd_temperature": 4.0}
+
+METHODS: dict[str, Method] = {
+    "student alone": Method(None, _ALONE),
+    "logits": Method(("kd_weight", 5.0), _ALONE | _LOGITS),
+    "logits, DKD": Method(("kd_weight", 1.0), _ALONE | _LOGITS | {"kd_method": "dkd"}),
+    # the rivals on features
+    "FitNet": _feature("fitnet", 50.0),
+    "attention transfer": _feature("attention", 200.0, maps=True),
+    "neuron selectivity": _feature("nst", 20.0, maps=True),
+    "relational": _feature("rkd", 5.0),
+    "similarity": _feature("similarity", 15000.0),
+    "CKA": _feature("cka", 10.0),
+    "contrastive": _feature("crd", 4.0),
+    "Gaussian W2": _feature("wkd", 1.0, maps=True),
+    # regularisers of fine-tuning
+    "L2": Method(("weight_decay", 0.01), _ALONE),
+    "L2-SP": Method(("l2sp_weight", 0.1), _ALONE),
+    "DELTA": Method(("delta_weight", 0.01), _ALONE, maps=True),
+    "BSS": Method(("bss_weight", 1e-3), _ALONE),
+    # transport and its controls
+    "transport": _transport(),
+    "transport and logits": Method(("kd_weight", 0.5), _LOGITS, with_transport=True),
+    "random pairing": _transport(ot_method="random"),
+    "identity pairing": _transport(ot_method="identity"),
+    "independent": _transport(ot_method="independent"),
+    "transport, then a linear head": Method(("ot_weight", 10.0), {"task_weight": 0.0}, label_free=True),
+    "FitNet, then a linear head": Method(
+        ("feature_weight", 50.0), {"task_weight": 0.0, "ot_weight": 0.0, "feature_loss": "fitnet"}, label_free=True
+    ),
+    # the method's own settings
+    "exact": _transport(ot_method="exact"),
+    "proximal": _transport(ot_method="proximal"),
+    "epsilon 0.001": _transport(ot_relative_epsilon=0.001),
+    "epsilon 0.003": _transport(ot_relative_epsilon=0.003),
+    "epsilon 0.03": _transport(ot_relative_epsilon=0.03),
+    "epsilon 0.1": _transport(ot_relative_epsilon=0.1),
+    "epsilon 0.1, debiased": _transport(ot_relative_epsilon=0.1, ot_debiased=True),
+    "debiased": _transport(ot_debiased=True),
+    "raw values": _transport(ot_standardize=False),
+    "running moments 0.9": _transport(plan_momentum=0.9),
+    "running moments 0.99": _transport(plan_momentum=0.99),
+    "every position": _transport(ot_positions="all"),
+    "every position, random pairing": _transport(ot_positions="all", ot_method="random"),
+}

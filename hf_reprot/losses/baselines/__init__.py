@@ -1,0 +1,43 @@
+"""The usual ways to bring a student near a teacher, by their papers' formulas: what transport is compared with."""
+
+from .alignment import LinearCKA, linear_cka
+from .attention import AttentionTransfer
+from .base import FeatureLoss
+from .contrastive import ContrastiveDistillation
+from .decoupled import DecoupledDistillation
+from .delta import DELTA
+from .fitnet import FitNet
+from .relational import RelationalDistillation
+from .selectivity import NeuronSelectivityTransfer
+from .similarity import SimilarityPreserving
+from .spectral import BatchSpectralShrinkage
+from .wasserstein import GaussianWasserstein
+
+# By the names that `feature_loss` takes.
+FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
+    "fitnet": FitNet,
+    "attention": AttentionTransfer,
+    "nst": NeuronSelectivityTransfer,
+    "rkd": RelationalDistillation,
+    "similarity": SimilarityPreserving,
+    "cka": LinearCKA,
+    "crd": ContrastiveDistillation,
+    "wkd": GaussianWasserstein,
+}
+
+__all__ = [
+    "DELTA",
+    "FEATURE_LOSSES",
+    "AttentionTransfer",
+    "BatchSpectralShrinkage",
+    "ContrastiveDistillation",
+    "DecoupledDistillation",
+    "FeatureLoss",
+    "FitNet",
+    "GaussianWasserstein",
+    "LinearCKA",
+    "NeuronSelectivityTransfer",
+    "RelationalDistillation",
+    "SimilarityPreserving",
+    "linear_cka",
+]
