@@ -135,10 +135,10 @@ class OTTransferConfig(TrainingArguments):
 
     layer_pairs: list[str] = _setting(
         ["last"],
-        'Layers to match: "last" (the representation before the head), "stages", "auto" (found by transport between '
-        'layers, see layer_refresh_steps), or student=teacher, each a module path (as in "layer4=vit.layers.11"), '
-        '"stage:i" or "block:i". Behind a path, ":input" takes what goes into the module, and ":nchw", ":nhwc" or '
-        '":prefixN" says what its axes are where the model does not show it.',
+        'Layers to match: "last" (the representation before the head), "stages", "auto" (experimental: found by '
+        "transport between layers, see layer_refresh_steps), or student=teacher, each a module path (as in "
+        '"layer4=vit.layers.11"), "stage:i" or "block:i". Behind a path, ":input" takes what goes into the module, and '
+        '":nchw", ":nhwc" or ":prefixN" says what its axes are where the model does not show it.',
     )
     layer_refresh_steps: int = _setting(100, 'layer_pairs="auto": steps after which the layers are matched anew.')
     layer_keep: int = _setting(2, 'layer_pairs="auto": teacher layers of each student layer that are kept, at most.')

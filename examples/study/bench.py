@@ -208,7 +208,7 @@ def lite(classes: int) -> nn.Module:
 def _maps_layer(model: nn.Module) -> str:
     """The last layer that still has positions."""
     if isinstance(model, Remembered):
-        return "maps"
+        return "maps:nchw"
     if isinstance(model, ConvNet):
         return f"blocks.{len(model.blocks) - 1}"
     return "block:-1" if not hasattr(model, "timm_model") else "last"

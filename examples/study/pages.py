@@ -56,8 +56,8 @@ def main() -> None:
 
 
 def short_table(study: Study, results: Results) -> str:
-    """A row a method, a column a setting: with the fewest labels, the accuracy and the difference to the reference."""
-    labels = study.labels[0]
+    """A row a method, a column a setting: with the most labels, the accuracy and the difference to the reference."""
+    labels = study.labels[-1]
     settings = [s for s in study.settings if results.where(phase="final", setting=s.name)]
     methods = list(dict.fromkeys(m for s in settings for m in study.methods_of(s)))
     rows = []
@@ -92,7 +92,7 @@ def labels_figure(study: Study, results: Results) -> Figure:
             if not all(runs):
                 continue
             means = [100 * np.mean(run) for run in runs]
-            errors = [100 * np.std(run, ddof=1) / np.sqrt(len(run)) for run in runs]
+            errors = [100 * np.std(run, ddof=min(1, len(run) - 1)) / np.sqrt(len(run)) for run in runs]
             bold = method in ours
             style = {"lw": 2.6 if bold else 1.2, "ls": "-" if bold else ("--", ":", "-.")[row % 3]}
             panel.errorbar(study.labels, means, errors, label=method, marker="o^svDPX"[row % 7], ms=4, **style)

@@ -22,8 +22,8 @@ def accuracies(results: Results, setting: str, method: str, labels: int) -> dict
 
 def spread(values: Sequence[float]) -> str:
     """Shares as "mean ± standard deviation", in percent."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else math.nan
-    return f"{100 * np.mean(values):.1f} ± {100 * deviation:.1f}"
+    deviation = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{deviation}"
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float, int, int]:
@@ -49,7 +49,7 @@ def table(study: Study, results: Results, setting: Setting) -> list[str]:
                 cells.append("")
                 continue
             mean, half, ahead, count = paired(values, reference[labels])
-            cells.append(f"{100 * mean:+.1f} ± {100 * half:.1f} ({ahead} of {count})")
+            cells.append(f"{100 * mean:+.1f} ± {100 * half:.1f} ({ahead} of {count})" if count > 1 else "")
         rows.append(f"| {method} | " + " | ".join(cells) + " |")
     columns = [c for n in study.labels for c in (f"{n} labels", f"against {study.reference}")]
     head = f"| {setting.name} | weight | " + " | ".join(columns) + " |"
