@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -114,13 +115,11 @@ def compare(problem: Problem, options, console: Console) -> dict[str, float]:
 
 def plot(results: dict[str, dict[str, float]], path: Path) -> None:
     """Milliseconds of each solver over the problems, on a logarithmic scale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(name for times in results.values() for name in times))
-    figure, axes = pyplot.subplots(figsize=(1.5 + 2.2 * len(results), 4))
+    if not names:
+        return
+    figure = Figure(figsize=(1.5 + 2.2 * len(results), 4), layout="tight")
+    axes = figure.subplots()
     width = 0.8 / len(names)
     for k, name in enumerate(names):
         places = [i + k * width for i, times in enumerate(results.values()) if name in times]
@@ -129,7 +128,6 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("forward and backward, ms")
     axes.legend(fontsize="small", ncols=2)
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -68,12 +69,8 @@ def measure_curves(
 
 def plot_curves(times: Times, path: Path) -> None:
     """A picture with one panel a curve, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(times), figsize=(4.2 * len(times), 3.6), squeeze=False)
+    figure = Figure(figsize=(4.2 * len(times), 3.6), layout="tight")
+    panels = figure.subplots(1, len(times), squeeze=False)
     for panel, (heading, solvers_times) in zip(panels[0], times.items(), strict=True):
         for name, taken in solvers_times.items():
             ours = name in ("hf_reprot", "from activations and back")
@@ -84,6 +81,4 @@ def plot_curves(times: Times, path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend(fontsize="x-small")
     panels[0][0].set_ylabel("forward and backward, ms")
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)

@@ -66,6 +66,9 @@ METHODS: dict[str, Method] = {
     "identity pairing": _transport(ot_method="identity"),
     "independent": _transport(ot_method="independent"),
     "transport, then a linear head": Method(("ot_weight", 10.0), {"task_weight": 0.0}, label_free=True),
+    "random pairing, then a linear head": Method(
+        ("ot_weight", 10.0), {"task_weight": 0.0, "ot_method": "random"}, label_free=True
+    ),
     "FitNet, then a linear head": Method(
         ("feature_weight", 50.0), {"task_weight": 0.0, "ot_weight": 0.0, "feature_loss": "fitnet"}, label_free=True
     ),

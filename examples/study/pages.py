@@ -47,12 +47,24 @@ def main() -> None:
             picture = ROOT / "docs" / "pictures" / f"study_{name}.png"
             save_figure(labels_figure(study, results), picture)
             parts.append(f"![Accuracy against labels](pictures/{picture.name})")
-        short.append(short_table(study, results))
+        if _complete(study, results):
+            short.append(short_table(study, results))
     (ROOT / "docs" / "study.md").write_text("\n\n".join(parts) + "\n", "utf-8")
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
     body = "\n\n".join(short)
     readme.write_text(re.sub(f"{_BEGIN}.*?{_END}", lambda _: f"{_BEGIN}\n{body}\n{_END}", text, flags=re.S), "utf-8")
+
+
+def _complete(study: Study, results: Results) -> bool:
+    """Whether every setting that has results has all of its seeds."""
+    settings = [s for s in study.settings if results.where(phase="final", setting=s.name)]
+    return all(
+        len(accuracies(results, setting.name, method, labels)) == study.seeds
+        for setting in settings
+        for method in study.methods_of(setting)
+        for labels in study.labels
+    )
 
 
 def short_table(study: Study, results: Results) -> str:

@@ -72,6 +72,7 @@ def report(study: Study, results: Results) -> str:
 
 def _legend(study: Study) -> str:
     return (
-        f"Test accuracy in % after the last step, mean ± standard deviation over {study.seeds} seeds; beside it the "
-        f"difference to {study.reference} on the same seeds, ± half of its 95 % interval (in how many seeds ahead)."
+        f"Test accuracy in % after the last step, mean ± standard deviation over {study.seeds} seeds (fewer where the "
+        f"count says so); beside it the difference to {study.reference} on the same seeds, ± half of its 95 % interval "
+        "(in how many seeds ahead)."
     )
