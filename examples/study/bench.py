@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import logging
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -265,21 +263,6 @@ def _quiet() -> Iterator[None]:
     finally:
         transformers.logging.set_verbosity(level)
         own.setLevel(before)
-
-
-def cost_of(bench: Bench, setting: Setting, method: str, steps: int = 30) -> dict[str, float]:
-    """Milliseconds of a training step of a method, and the memory that its process needed at most, in MiB.
-
-    To be called in a process of its own.
-    """
-    bench.study = dataclasses.replace(bench.study, steps=steps)
-    how = METHODS[method]
-    bench.run(setting, method, how.weight[1] if how.weight else None, bench.study.labels[-1], 0, 1.0)
-    began = time.perf_counter()
-    bench.run(setting, method, how.weight[1] if how.weight else None, bench.study.labels[-1], 0, 1.0)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"milliseconds": 1000 * seconds / steps, "mebibytes": peak / 1024}
 
 
 def results_folder() -> Path:

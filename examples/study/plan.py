@@ -26,7 +26,6 @@ class Setting:
         student: "conv-...", "vit-..." or "efficientnet-lite0".
         start: "new" (random weights), "earlier" (trained on a coarser task before, a new head), "kept" (some of the
             teacher's neurons in a random order, or all: a permuted copy), "copy" (the pretrained weights).
-        steps: Of training, where it is not the study's.
         without: Methods of the study that cannot run here (the identity with unequal widths).
         also: Methods that run here only.
     """
@@ -35,7 +34,6 @@ class Setting:
     teacher: str
     student: str
     start: str = "new"
-    steps: int | None = None
     without: list[str] = field(default_factory=list)
     also: list[str] = field(default_factory=list)
 

@@ -14,6 +14,7 @@ from ..ot.moments import PairMoments, attach, pair_moments
 from ..ot.result import OTResult
 from ..ot.solve import METHODS, solve
 from ..ot.together import groups, stack_padded, stack_weights, without_padding
+from .checks import check_sides
 from .collective import merge_over_processes, world_size
 from .gate import GradientGate
 from .output import LossOutput
@@ -342,16 +343,7 @@ def _check_weights(teacher: Tensor, plan: Tensor | None, weights: Tensor | None)
 
 
 def _check_pair(student: Tensor, teacher: Tensor, plan: Tensor | None) -> None:
-    for name, neurons in (("student", student), ("teacher", teacher)):
-        if neurons.ndim != 2:
-            raise ValueError(f"{name} must have shape (samples, neurons), got {tuple(neurons.shape)}")
-        if not neurons.is_floating_point():
-            raise TypeError(f"{name} must be of a floating point dtype, got {neurons.dtype}")
-    if student.shape[0] != teacher.shape[0]:
-        raise ValueError(
-            f"student has {student.shape[0]} samples and teacher {teacher.shape[0]}: "
-            "row k of both must come from the same sample"
-        )
+    check_sides(student, teacher, "(samples, neurons)", 2)
     if plan is not None and tuple(plan.shape) != (student.shape[1], teacher.shape[1]):
         raise ValueError(
             f"plan must have shape {(student.shape[1], teacher.shape[1])} (student by teacher neurons), "

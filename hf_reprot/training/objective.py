@@ -18,6 +18,7 @@ from ..taps import Activation, Taps, pair_neurons
 from ..teacher import Preprocessing, Teacher
 from .auto_layers import AutoLayers
 from .companions import check_companions
+from .labels import labels_of
 from .learned_cost import LearnedCosts
 from .rivals import Rivals
 from .selection import Selections
@@ -187,16 +188,16 @@ class TransferObjective:
             transport = torch.stack([w * output.loss for w, output in zip(share, outputs, strict=True)]).sum()
             total.append(ot_weight * transport)
             logs["ot_loss"] = transport.detach()
-            logs["ot_weight"] = transport.new_tensor(ot_weight)
+            logs["ot_weight"] = transport.new_full((), ot_weight)
             logs |= self._transport_logs(outputs)
             dropped = torch.stack([output.logs["dropped"] for output in outputs])
             if self.layers is not None:
-                logs |= {name: transport.new_tensor(value) for name, value in self.layers.logs().items()}
+                logs |= {name: transport.new_full((), value) for name, value in self.layers.logs().items()}
         terms, more = self.rivals(students, layers, inputs)
         total += terms
         logs |= more
         if self.distillation is not None:
-            given = (_labels(inputs),) if config.kd_method == "dkd" else ()
+            given = (labels_of(inputs, "kd_method='dkd'", "kd_method='kl'"),) if config.kd_method == "dkd" else ()
             outputs = [self.distillation(student_logits, logits, *given) for logits in teacher_logits]
             distillation = torch.stack([output.loss for output in outputs]).mean()
             total.append(config.kd_weight * distillation)
@@ -274,15 +275,6 @@ def _distillation(config: OTTransferConfig) -> LogitDistillation | DecoupledDist
 
 def _key(pair: LayerPair) -> tuple[str, str, int]:
     return pair.student, pair.teacher, pair.teacher_index
-
-
-def _labels(inputs: Mapping[str, Any]) -> Tensor:
-    if inputs.get("labels") is None:
-        raise ValueError(
-            f"kd_method='dkd' needs labels, and the batch has none under 'labels' (columns: {', '.join(inputs)}): "
-            "give labels, or set kd_method='kl'"
-        )
-    return inputs["labels"]
 
 
 def pair_name(pair: LayerPair, teachers: int = 1) -> str:

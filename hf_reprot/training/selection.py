@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import OTTransferConfig
 from ..losses import NeuronSelection
 from ..matching import LayerPair
+from .labels import labels_of
 
 _COST_OF_DEAD = 4.0  # the largest cost between two standardised neurons
 
@@ -90,7 +91,7 @@ class Selections:
             logs["select_dead"] = torch.stack(dead).mean().detach()
         if self.config.select_by == "task":
             if share < 1:
-                labels = _labels(inputs)
+                labels = labels_of(inputs, "select_by='task'", "select_by='transport'")
                 outputs = [m(teacher[i], labels, weights[i]) for i, m in enumerate(self.modules)]
                 loss = torch.stack([output.loss for output in outputs]).mean()
                 terms.append(loss)
@@ -108,12 +109,3 @@ class Selections:
             best = module.chosen if over else module.scores.detach().topk(module.k).indices.sort().values
             found[path if index == 0 else f"{path}@{index}"] = best.tolist()
         return found
-
-
-def _labels(inputs: Mapping[str, Any]) -> Tensor:
-    if inputs.get("labels") is None:
-        raise ValueError(
-            f"select_by='task' needs labels, and the batch has none under 'labels' (columns: {', '.join(inputs)}): "
-            "give labels, or set select_by='transport'"
-        )
-    return inputs["labels"]

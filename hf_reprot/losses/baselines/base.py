@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_sides
 from ..output import LossOutput
 
 _SHAPES = {"neurons": "(samples, neurons)", "samples": "(samples, neurons)", "maps": "(samples, channels, positions)"}
@@ -46,16 +47,7 @@ class FeatureLoss(nn.Module):
 
     def _check(self, student: Tensor, teacher: Tensor) -> None:
         dimensions = 3 if self.sees == "maps" else 2
-        for side, x in (("student", student), ("teacher", teacher)):
-            if x.ndim != dimensions:
-                raise ValueError(f"{side} must have shape {_SHAPES[self.sees]}, got {tuple(x.shape)}")
-            if not x.is_floating_point():
-                raise TypeError(f"{side} must be of a floating point dtype, got {x.dtype}")
-        if student.shape[0] != teacher.shape[0]:
-            raise ValueError(
-                f"student has {student.shape[0]} samples and teacher {teacher.shape[0]}: "
-                "row k of both must come from the same sample"
-            )
+        check_sides(student, teacher, _SHAPES[self.sees], dimensions)
         if dimensions == 3 and student.shape[2] != teacher.shape[2]:
             raise ValueError(
                 f"student has {student.shape[2]} positions and teacher {teacher.shape[2]}: bring both to the coarser "
