@@ -23,7 +23,6 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,12 +41,15 @@ SHAPES = ("256x256", "512x2048", "2048x2048", "12x384x384")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def measure(runs: dict[str, Run], repeats: int, device: str, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each; every turn, each runs once (twice where it is quick)."""
+def measure(runs: dict[str, Run], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each; every turn, each runs once (twice where it is quick), until it has had its time."""
+    device, clock = options.device, CLOCKS[options.clock]
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for name, run in runs.items():
             for _ in range(2):
+                if sum(times[name]) > options.seconds:
+                    break
                 start = clock()
                 run()
                 if device == "cuda":
@@ -92,7 +94,7 @@ def compare(problem: Problem, options, console: Console) -> dict[str, float]:
         except Exception as trouble:  # a peer that fails is a line in the table, not the end of it
             runs.pop(name, None)
             notes[name] = f"fails: {type(trouble).__name__}"
-    taken = measure(runs, options.repeats, options.device, CLOCKS[options.clock])
+    taken = measure(runs, options)
     times = {name: statistics.median(seconds) for name, seconds in taken.items()}
     size = problem.costs.numel() * problem.costs.element_size()
     table = Table(title=f"{problem.name}: {tuple(problem.costs.shape)} {problem.costs.dtype} on {options.device}")
@@ -141,6 +143,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tolerance", type=float, default=1e-3, help="L1 error of the marginals")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20,
+        help="a solver's time in a table at most (one run at least), and in its search",
+    )
+    parser.add_argument(
         "--clock", default="wall", choices=CLOCKS, help="cpu: seconds of computing, on a busy machine (one thread)"
     )
     parser.add_argument("--real", action="store_true", help="activations of real networks instead of the shapes")
@@ -160,14 +168,16 @@ def main(arguments: list[str] | None = None) -> None:
     if options.curves:
 
         def medians(runs: dict[str, Run]) -> dict[str, float]:
-            taken = measure(runs, options.repeats, options.device, CLOCKS[options.clock])
+            taken = measure(runs, options)
             return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
-        plot_curves(measure_curves(options, medians, console), options.plot)
+        plot_curves(measure_curves(options, medians, console), options.plot, options.clock)
         console.print(f"plot: {options.plot}")
         return
     named = (
-        real_pairs(options.vit) if options.real else {s: synthetic_pairs(s, options.samples) for s in options.shapes}
+        real_pairs(options.vit, options.only or ())
+        if options.real
+        else {s: synthetic_pairs(s, options.samples) for s in options.shapes}
     )
     if options.only:
         named = {name: pairs for name, pairs in named.items() if name.startswith(tuple(options.only))}
@@ -175,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     peak = measured_peak() if options.device == "cuda" else None
     for name, pairs in named.items():
         pairs = [tuple(x.to(options.device, getattr(torch, options.dtype)) for x in pair) for pair in pairs]
-        problem = Problem(name, pairs, options.relative_epsilon, options.tolerance)
+        problem = Problem(name, pairs, options.relative_epsilon, options.tolerance, options.seconds)
         results[name] = compare(problem, options, console)
         if peak is not None:
             roofline(problem, peak, console)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import numpy
 import timm
@@ -17,11 +18,19 @@ Pairs = list[tuple[Tensor, Tensor]]  # activations of student and teacher, (samp
 
 
 class Problem:
-    """Costs M (B, m, n) with an epsilon for each, and what every solver is asked for."""
+    """Costs M (B, m, n) with an epsilon for each, and what every solver is asked for.
 
-    def __init__(self, name: str, pairs: Pairs, relative_epsilon: float, tolerance: float):
+    Args:
+        name: For the tables.
+        pairs: Activations.
+        relative_epsilon: In units of each pair's mean cost.
+        tolerance: L1 error of the marginals.
+        seconds: After which no stricter setting of a solver is tried.
+    """
+
+    def __init__(self, name: str, pairs: Pairs, relative_epsilon: float, tolerance: float, seconds: float = 20):
         matrix = torch.stack([neuron_cost(s, t) for s, t in pairs])
-        self.name, self.pairs, self.tolerance = name, pairs, tolerance
+        self.name, self.pairs, self.tolerance, self.seconds = name, pairs, tolerance, seconds
         self.matrix = matrix.contiguous().requires_grad_()
         self.costs = matrix.detach()
         self.epsilon = relative_epsilon * self.costs.mean((-2, -1))
@@ -45,10 +54,12 @@ class Problem:
         return run
 
     def loosest(self, make: Callable[[float], Run], settings: list[float]) -> Run:
-        """The first of ever stricter settings with which a solver reaches the tolerance."""
+        """The first of ever stricter settings with which a solver reaches the tolerance, or the last there is time for:
+        what it reached stands in the table."""
+        begin = time.perf_counter()
         for setting in settings:
             run = make(setting)
-            if self.error(run()) <= self.tolerance:
+            if self.error(run()) <= self.tolerance or time.perf_counter() - begin > self.seconds:
                 break
         return run
 
@@ -67,23 +78,33 @@ def synthetic_pairs(shape: str, samples: int) -> Pairs:
     return [(layer(samples, m, 2 * i + 1), layer(samples, n, 2 * i + 2)) for i in range(count)]
 
 
-def real_pairs(vit_folder: str | None = None) -> dict[str, Pairs]:
+def real_pairs(vit_folder: str | None = None, only: Sequence[str] = ()) -> dict[str, Pairs]:
     """Layers of an untrained ResNet-10, of EfficientNet-Lite1 and of a ViT-S/14 against ImageNet's EfficientNet-Lite0,
     pooled over the positions unless their name says otherwise, on photos (see `examples.carriers`).
 
     Args:
         vit_folder: Where `python -m examples.carriers dinov2-small` wrote the ViT; None: it is fetched again.
+        only: How the names begin that are wanted; networks that no such name has do not run.
     """
     from .carriers import photo_cutouts
 
     photos = photo_cutouts.load()["train"]["image"]
+    named: dict[str, Pairs] = {}
+    if not all(name.startswith("vit") for name in only or [""]):
+        named |= _convolutions(photos)
+    if not only or any("vit".startswith(name[:3]) for name in only):
+        named |= _transformers(photos, vit_folder)
+    return {name: pairs for name, pairs in named.items() if not only or name.startswith(tuple(only))}
+
+
+def _convolutions(photos: list) -> dict[str, Pairs]:
     images = torch.stack([_pixels(photo, 160) for photo in photos])
     torch.manual_seed(0)
     resnet = timm.create_model("resnet10t")
     layer3, layer4 = _activations(resnet, images, ["layer3", "layer4"])
     lite0, lite1 = _lite(0), _lite(1)
     blocks, last = _activations(lite0, images, ["blocks.4", "bn2"])
-    named = {
+    return {
         "resnet layer3 ~ lite0 blocks.4": [(layer3, blocks)],
         "resnet layer4 ~ lite0 bn2": [(layer4, last)],
         "same, every position": [
@@ -94,13 +115,16 @@ def real_pairs(vit_folder: str | None = None) -> dict[str, Pairs]:
         ],
         "lite1 bn2 ~ lite0 bn2": [(*_activations(lite1, images, ["bn2"]), last)],
     }
+
+
+def _transformers(photos: list, vit_folder: str | None) -> dict[str, Pairs]:
     vit = _vit(vit_folder)
     if vit is None:
-        return named
+        return {}
     images = torch.stack([_pixels(photo, 224) for photo in photos])
     paths = [f"blocks.{i}" for i in range(12)]
-    blocks, last = _activations(vit, images, paths), *_activations(lite0, images, ["bn2"])
-    return named | {
+    blocks, last = _activations(vit, images, paths), *_activations(_lite(0), images, ["bn2"])
+    return {
         "vit-s last block ~ lite0 bn2": [(blocks[-1], last)],
         "vit-s 12 blocks ~ its last block": [(block, blocks[-1]) for block in blocks],
     }

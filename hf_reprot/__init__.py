@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from .config import OTTransferConfig
     from .data import ImageCollator, load_image_dataset
     from .losses import L2SP, LogitDistillation, RepresentationTransport
+    from .ot.latent import LatentTransport
     from .student import create_timm_student, load_student, wrap_timm
     from .teacher import Teacher
     from .trainer import OTTransferTrainer
+    from .training.replay import FeatureReplayCallback
 
 _HOMES = {
+    "FeatureReplayCallback": "training.replay",
     "L2SP": "losses",
     "ImageCollator": "data",
+    "LatentTransport": "ot.latent",
     "LogitDistillation": "losses",
     "OTTransferConfig": "config",
     "OTTransferTrainer": "trainer",
@@ -33,7 +37,9 @@ _HOMES = {
 
 __all__ = [
     "L2SP",
+    "FeatureReplayCallback",
     "ImageCollator",
+    "LatentTransport",
     "LogitDistillation",
     "OTTransferConfig",
     "OTTransferTrainer",

@@ -97,6 +97,28 @@ def train(context: typer.Context) -> None:
     console.print(f"wrote {result.folder}", highlight=False)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Run a teacher once and keep its features: hf-reprot cache [RECIPE.yaml] --output_dir FOLDER [--setting value "
+    "...]; --help lists settings.",
+)
+def cache(context: typer.Context) -> None:
+    """Builds a feature cache for the training run that the same recipe and flags describe."""
+    from .recipe_cache import cache_recipe, parse_cache, print_cache_help
+
+    arguments = list(context.args)
+    if "--help" in arguments or "-h" in arguments:
+        print_cache_help(console)
+        return
+    recipe_file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    built = cache_recipe(*parse_cache(arguments, recipe_file))
+    table = Table("cache", "value")
+    for name, value in built.facts().items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"wrote {built.folder}", highlight=False)
+
+
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="Hub id or folder of a model.")],

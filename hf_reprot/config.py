@@ -56,7 +56,8 @@ class OTTransferConfig(TrainingArguments):
     > Parameters that weigh the terms
 
         task_weight: Weight of the student's own loss on the labels. 0 trains without labels.
-        ot_weight: Weight of the transport term.
+        ot_weight: Weight of the transport term. Left out (None): 10 where the student learns what the teacher knows
+            (task_weight is 0, kd_weight above 0, or both name their classes alike), or else 1; docs/study.md says why.
         ot_warmup_steps: Steps over which the transport weight rises linearly from 0; a number below 1 is a share of
             all steps.
         kd_weight: Weight of logit distillation.
@@ -108,7 +109,9 @@ class OTTransferConfig(TrainingArguments):
     """
 
     task_weight: float = _setting(1.0, "Weight of the student's own loss on the labels; 0 trains without labels.")
-    ot_weight: float = _setting(1.0, "Weight of the transport term.")
+    ot_weight: float | None = _setting(
+        None, "Weight of the transport term; left out: 10 where the teacher knows the student's task, or else 1."
+    )
     ot_warmup_steps: float = _setting(
         0, "Steps over which the transport weight rises linearly from 0; below 1: a share of all steps."
     )
@@ -222,7 +225,8 @@ class OTTransferConfig(TrainingArguments):
         if not self.layer_pairs:
             raise ValueError('layer_pairs is empty: give "last", "stages" or a list of student=teacher paths')
         for name in ("task_weight", "ot_weight", "kd_weight", "l2sp_weight", "ot_warmup_steps", *_RIVAL_WEIGHTS):
-            self._check_number(name, low=0)
+            if name != "ot_weight" or self.ot_weight is not None:
+                self._check_number(name, low=0)
         self._check_number("kd_temperature", low=0, open_low=True)
         self._check_number("ot_tolerance", low=0, open_low=True)
         for name in ("ot_relative_epsilon", "ot_epsilon"):
@@ -291,7 +295,7 @@ class OTTransferConfig(TrainingArguments):
         refused = {
             "ot_method": DIFFERENTIABLE_WEIGHTS if self.select_by == "transport" else SOLVED,
             "ot_cost": COSTS,
-            "ot_weight": (self.ot_weight,) if self.ot_weight > 0 else ("a number above 0",),
+            "ot_weight": (self.ot_weight,) if self.uses_transport else ("a number above 0",),
             "plan_momentum": (0,) if self.select_by == "transport" else (self.plan_momentum,),
             "ot_positions": ("pooled",) if self.select_by == "task" else (self.ot_positions,),
         }
@@ -308,9 +312,14 @@ class OTTransferConfig(TrainingArguments):
         return self.feature_loss is not None and self.feature_weight > 0
 
     @property
+    def uses_transport(self) -> bool:
+        """Whether transport takes part."""
+        return self.ot_weight is None or self.ot_weight > 0
+
+    @property
     def compares_layers(self) -> bool:
         """Whether a term compares the student's layers with a teacher's."""
-        return self.ot_weight > 0 or self.delta_weight > 0 or self.uses_feature_loss
+        return self.uses_transport or self.delta_weight > 0 or self.uses_feature_loss
 
     @property
     def layer_positions(self) -> str:

@@ -37,7 +37,16 @@ class Recipe:
         "The student: a hub id or a folder (its weights are the start), or the name of a timm architecture such as "
         "resnet18 (new random weights).",
     )
-    teacher: list[str] = _setting([], "One or several teachers: hub ids (org/name@revision) or folders.")
+    teacher: list[str] = _setting(
+        [],
+        "One or several teachers: hub ids (org/name@revision) or folders, or mappings (JSON on the command line) of "
+        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, license.",
+    )
+    teacher_features: list[str] = _setting(
+        [],
+        "One or several feature caches (`hf-reprot cache`) in the place of the teachers: folders, or repositories "
+        "(name/features@revision).",
+    )
     dataset: str | None = _setting(
         None, "A hub id, a folder of images (one subfolder a class), or a folder that save_to_disk wrote."
     )
@@ -114,12 +123,15 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     types = get_type_hints(Recipe) | get_type_hints(OTTransferConfig)
     # One name stands for a list of one, and a layer pair may be a mapping.
     types |= {"layer_pairs": str | dict | list, "student_model_args": str | dict | None}
+    types["teacher"] = list[str | dict] | dict
     # transformers takes more than it says
     types |= dict.fromkeys(("fsdp", "resume_from_checkpoint"), str | bool | None)
     content = read_recipe_file(path, {name: types[name] for name in _legal()})
     # argparse takes strings apart by a setting's type; what YAML has parsed already is left as it is
-    if isinstance(content.get("teacher"), str):
+    if isinstance(content.get("teacher"), str | dict):
         content["teacher"] = [content["teacher"]]
+    if isinstance(content.get("teacher_features"), str):
+        content["teacher_features"] = [content["teacher_features"]]
     if isinstance(content.get("layer_pairs"), str | dict):
         content["layer_pairs"] = [content["layer_pairs"]]
     if isinstance(content.get("student_model_args"), dict):
@@ -136,8 +148,24 @@ class RunResult:
     folder: Path
 
 
-def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer:
-    """The trainer of a recipe, checked and ready to train."""
+@dataclass
+class Prepared:
+    """The student and the data of a recipe; `names` are those of the classes, where there are labels."""
+
+    student: Any
+    processor: Any
+    collator: ImageCollator
+    train: Any
+    evaluation: Any
+    names: list[str] | None
+
+
+def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
+    """Loads the data of a recipe and makes its student.
+
+    Raises:
+        ValueError: data, a split or a student that do not exist or do not fit.
+    """
     set_seed(config.seed)
     data = load_image_dataset(
         recipe.dataset,
@@ -160,15 +188,22 @@ def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer
         evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
     student, processor = _student_and_processor(recipe, names)
     collator = ImageCollator(processor, augmentation=recipe.augmentation, image_column=image, label_column=label)
+    return Prepared(student, processor, collator, train, evaluation, names)
+
+
+def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer:
+    """The trainer of a recipe, checked and ready to train."""
+    prepared = prepare(recipe, config)
     return OTTransferTrainer(
-        model=student,
-        teacher_model=recipe.teacher or None,
+        model=prepared.student,
+        teacher_model=teachers_of(recipe) or None,
+        teacher_features=recipe.teacher_features or None,
         args=config,
-        data_collator=collator,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        processing_class=processor,
-        compute_metrics=accuracy if names is not None else None,
+        data_collator=prepared.collator,
+        train_dataset=prepared.train,
+        eval_dataset=prepared.evaluation,
+        processing_class=prepared.processor,
+        compute_metrics=accuracy if prepared.names is not None else None,
     )
 
 
@@ -210,6 +245,16 @@ def _student_and_processor(recipe: Recipe, names: Sequence[str] | None):
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
     return student, AutoImageProcessor.from_pretrained(source.partition("@")[0], trust_remote_code=trust)
+
+
+def teachers_of(recipe: Recipe) -> list[str | dict[str, Any]]:
+    """The teachers of a recipe, as the trainer takes them."""
+    return [_teacher(given) for given in recipe.teacher]
+
+
+def _teacher(given: str | dict[str, Any]) -> str | dict[str, Any]:
+    """A teacher as the trainer takes it: mappings come as JSON from a command line."""
+    return _json_object("teacher", given) if isinstance(given, str) and given.lstrip().startswith("{") else given
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

@@ -226,6 +226,15 @@ def _split_revision(source: str, option: str | None) -> tuple[str, str | None]:
     return repo, revision or option or None
 
 
+def commit_of(repo: str, revision: str) -> str | None:
+    """The commit that a branch or tag of a model stands for: from the cache, else from the Hub.
+
+    Raises:
+        ValueError: no such repository or revision, or it cannot be reached.
+    """
+    return _commit(repo, revision, {})
+
+
 def _commit(repo: str, revision: str | None, options: dict[str, Any]) -> str | None:
     """The commit that a revision stands for, so that config, weights and processor are of one state.
 

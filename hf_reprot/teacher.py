@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
+from .choices import check_choice
 from .images.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
+from .modules import check_not_shared, class_name, forward_parameters, names_of, some
+from .roles import PARTS, SAMPLES, check_classes, check_layers, check_weight
 from .sources import load_pretrained
 
-__all__ = ["Preprocessing", "Teacher", "check_not_shared"]
+__all__ = ["Preprocessing", "Teacher", "check_not_shared", "class_name", "names_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,20 @@ class Teacher:
         preprocessing: How it wants `pixel_values`. None: what the model itself tells.
         resize: None: images are resized where the model takes one size only. True: always to the size in
             `preprocessing`. False: never.
+        weight: Its share among several teachers, above 0: of the terms that compare layers, and of each sample's
+            distillation of logits.
+        classes: The student's classes that it knows, by name or number, in the order of its own outputs; None in the
+            place of an output that the student has no class for. Left out: found by the names of the classes, or else
+            all of them in the same order. An empty list: its logits are left out of distillation.
+        layers: Its own layer pairs, as `layer_pairs` of the config, which they replace for this teacher.
+        samples: Of a teacher that knows only some classes, the samples on which its neurons are matched: "own" (of its
+            classes where labels take part; without labels, beside other teachers, each as much as its logits are
+            heard there) or "all".
 
     Raises:
         TypeError: not a module.
-        ValueError: `resize=True` without a known size.
+        ValueError: `resize=True` without a known size, a `weight` that is not above 0, a class twice, an empty list of
+            layers.
 
     Example:
         >>> teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
@@ -64,6 +75,10 @@ class Teacher:
         license: str | None = None,
         preprocessing: Preprocessing | None = None,
         resize: bool | None = None,
+        weight: float = 1.0,
+        classes: Sequence[str | int | None] | None = None,
+        layers: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+        samples: str = "own",
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"a teacher must be a torch.nn.Module, got {type(model).__name__}")
@@ -77,6 +92,7 @@ class Teacher:
         self.size = self._size(resize)
         self.channels = image_channels(model) or (self.preprocessing.channels if self.preprocessing else None)
         self._warned = False
+        self.take_part(weight=weight, classes=classes, layers=layers, samples=samples)
 
     @classmethod
     def load(
@@ -86,6 +102,7 @@ class Teacher:
         dtype: str | torch.dtype | None = None,
         init_kwargs: Mapping[str, Any] | None = None,
         student: nn.Module | None = None,
+        **settings: Any,
     ) -> Teacher:
         """A teacher from wherever it is.
 
@@ -100,6 +117,8 @@ class Teacher:
                 cast in place.
             init_kwargs: Keyword arguments for `from_pretrained`, where `source` is a hub id or a folder.
             student: Refuse a `source` that shares weights with this model, before it is frozen.
+            settings: What the class takes beside the model: weight, classes, layers, samples, preprocessing, resize,
+                license. Of a `Teacher`, the first four are changed in place.
 
         Raises:
             TypeError: `source` is none of these.
@@ -111,7 +130,9 @@ class Teacher:
             model = source if isinstance(source, nn.Module) else source.model
             if student is not None:
                 check_not_shared(student, model)
-            teacher = source if isinstance(source, Teacher) else cls(source)
+            teacher = source if isinstance(source, Teacher) else cls(source, **settings)
+            if teacher is source:
+                teacher.take_part(**settings)
             if isinstance(dtype, torch.dtype):
                 teacher.model.to(dtype)
             return teacher
@@ -120,7 +141,28 @@ class Teacher:
                 f"a teacher must be a hub id, a folder, a torch.nn.Module or a Teacher, got {type(source).__name__}"
             )
         loaded = load_pretrained(os.fspath(source), dtype=dtype, options=dict(init_kwargs or {}))
-        return cls(loaded.model, name=loaded.name, revision=loaded.revision, preprocessing=loaded.preprocessing)
+        found = {"name": loaded.name, "revision": loaded.revision, "preprocessing": loaded.preprocessing}
+        return cls(loaded.model, **found | settings)
+
+    def take_part(self, **settings: Any) -> None:
+        """Changes the part that it plays among several teachers: weight, classes, layers, samples (see the class).
+
+        Raises:
+            TypeError: another setting: the others are for the class, with a module.
+            ValueError: values that the class refuses, too.
+        """
+        for name in settings:
+            if name not in PARTS:
+                raise TypeError(f"{name!r} cannot be changed of a Teacher that exists (can be: {', '.join(PARTS)})")
+        if "weight" in settings:
+            self.weight = check_weight(settings["weight"])
+        if "classes" in settings:
+            self.classes = check_classes(settings["classes"])
+        if "layers" in settings:
+            self.layers = check_layers(settings["layers"])
+        if "samples" in settings:
+            check_choice("samples", settings["samples"], SAMPLES)
+            self.samples = settings["samples"]
 
     @property
     def model(self) -> nn.Module:
@@ -151,7 +193,7 @@ class Teacher:
         """
         model = self.model
         with torch.no_grad():  # not inference mode: what taps record here becomes a constant of an autograd function
-            names, _ = _forward_parameters(model)
+            names, _ = forward_parameters(model)
             if set(inputs) <= set(names) or _takes_any(model):
                 outputs = model(**inputs)
             else:
@@ -173,7 +215,7 @@ class Teacher:
         Raises:
             ValueError: the batch has nothing that the teacher takes.
         """
-        names, anything = _forward_parameters(self._model)
+        names, anything = forward_parameters(self._model)
         columns = {
             name: value
             for name, value in inputs.items()
@@ -233,7 +275,7 @@ class Teacher:
         free = [name for name, parameter in self._model.named_parameters() if parameter.requires_grad]
         if free:
             raise ValueError(
-                f"the teacher {self.title} has {len(free)} trainable parameter(s) ({_some(free)}): a teacher is "
+                f"the teacher {self.title} has {len(free)} trainable parameter(s) ({some(free)}): a teacher is "
                 "frozen. Call requires_grad_(False) on it, or give the trainer a copy"
             )
 
@@ -282,44 +324,8 @@ class Teacher:
         return value
 
 
-def check_not_shared(student: nn.Module, teacher: nn.Module, title: str | None = None) -> None:
-    """Refuses a student and a teacher that hold the same memory: training one would change, or not train, the other.
-
-    Raises:
-        ValueError: they share parameters or buffers (named).
-    """
-    held = {_memory(tensor) for _, tensor in _tensors(teacher)} - {None}
-    shared = [name for name, tensor in _tensors(student) if _memory(tensor) in held]
-    if shared:
-        raise ValueError(
-            f"the teacher {title or class_name(teacher)} shares weights with the student ({_some(shared)}): a "
-            "teacher stays as it is while the student trains. Give a copy (copy.deepcopy(student)) or its hub id"
-        )
-
-
-def class_name(model: nn.Module) -> str:
-    """The name of a model's class, also where `fully_shard` has put a class of its own around it."""
-    name = type(model).__name__
-    return name.removeprefix("FSDP") if isinstance(model, FSDPModule) else name
-
-
-def names_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of what a model's `forward` takes, itself or the model inside an adapter or a compiled module."""
-    return _forward_parameters(model)[0]
-
-
-def _forward_parameters(model: nn.Module) -> tuple[tuple[str, ...], bool]:
-    """(names, whether any other name is taken, too)."""
-    model = getattr(model, "_orig_mod", model)  # torch.compile
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return names, not names and any(p.kind == p.VAR_KEYWORD for p in parameters)
-
-
 def _takes_any(model: nn.Module) -> bool:
-    return _forward_parameters(model)[1]
+    return forward_parameters(model)[1]
 
 
 def _logits(outputs: Any, model: nn.Module) -> Tensor | None:
@@ -349,24 +355,3 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str | None:
     if name not in _DTYPES:
         raise ValueError(f"unknown data type {dtype!r} for a teacher: choose one of {', '.join(_DTYPES)}")
     return name if name == "auto" else getattr(torch, name)
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _memory(tensor: Tensor) -> Any:
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return None
-    return (str(tensor.device), tensor.untyped_storage().data_ptr()) if _has_storage(tensor) else id(tensor)
-
-
-def _has_storage(tensor: Tensor) -> bool:
-    try:
-        return tensor.untyped_storage().data_ptr() != 0
-    except (RuntimeError, NotImplementedError):  # sharded or quantised tensors
-        return False
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -14,14 +14,16 @@ from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 
 from .config import OTTransferConfig
 from .data import AugmentationEpoch, ImageCollator, image_columns, is_transformed, leave_encoded
-from .matching import head_paths, match_pairs
+from .matching import head_paths
 from .ot.inverse import InverseTransport
 from .student import as_student
 from .teacher import Preprocessing, Teacher
 from .training.auto_layers import AutoLayers, AutoLayersMixin
+from .training.cached import CachedCollator, cached_teachers, check_data, check_layers
 from .training.callback import TransferCallback
 from .training.checkpointing import CheckpointingMixin
 from .training.companions import CompanionsMixin
+from .training.default_weight import settle_ot_weight
 from .training.guard import GradientGuard
 from .training.launch import check_launch
 from .training.learned_cost import LearnedCostMixin
@@ -30,6 +32,7 @@ from .training.objective import TransferObjective
 from .training.probe import check_batch_size, check_pairs
 from .training.publishing import PublishingMixin
 from .training.resume import check_writable
+from .training.several import load_teachers, pairs_of_teachers
 from .training.sharding import place_teachers
 from .training.watch import NonFiniteWatch
 
@@ -52,17 +55,30 @@ class OTTransferTrainer(
         model: The student: a transformers model with a head, a timm module (it is put inside transformers' wrapper), or
             a PEFT model.
         teacher_model: Where the representation comes from: a hub id ("org/name", "org/name@revision", "timm/name"), a
-            local folder, an `nn.Module`, a `Teacher`, or a list of these. May be left out where no term reads it
-            (`ot_weight`, `kd_weight` and `delta_weight` are 0, no `feature_loss`). It is frozen, kept in evaluation
-            mode and never saved.
+            local folder, an `nn.Module`, a `Teacher`, or a list of these (several teachers: see below). Also a mapping
+            {id, weight, classes, layers, samples, dtype, preprocessing, resize, license}. May be left out where no
+            term reads it (`ot_weight`, `kd_weight` and `delta_weight` are 0, no `feature_loss`). It is frozen, kept in
+            evaluation mode and never saved.
         args: The settings.
         data_collator: As in `Trainer`. Left out, and with an image processor as `processing_class`, images become
             `pixel_values` by `ImageCollator`.
+        teacher_features: A `FeatureCache`, its folder or its repository ("name/features@commit"), or a list of these,
+            one for each teacher: features come from there, and no teacher is loaded. A cache that does not belong to
+            the run (other data, views, layers, preprocessing) is refused; `teacher_model`, where given as well, says
+            which teacher it must be of.
         learned_cost: With `ot_cost="learned"`, a fitted `InverseTransport` (or one for each layer pair) to use instead
             of learning one from the first batches.
         train_dataset, eval_dataset, processing_class, model_init, compute_loss_func, compute_metrics, callbacks,
             optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in `Trainer`. Columns whose names
             start with `teacher_` go to the teachers instead of their own counterparts (without the prefix).
+
+    Several teachers share each term that compares layers by their weights, whatever the number of their layers, and
+    each sample's distillation of logits: where the labels take part, among those who know its class (`Teacher.classes`,
+    found by name where they are not given); without, by how sure each is (`PartialDistillation`). The neurons of a
+    teacher that knows only some classes are matched on the same samples (`Teacher.samples`), a `feature_loss` sees all.
+    Losses in raw values (`ot_standardize=False`, "fitnet", "wkd") are divided by the mean variance of the teacher's
+    neurons, so that scales are comparable. Terms stand apart in the logs (`ot_loss/NAME`, `kd_loss/NAME`) and on the
+    card.
 
     Raises:
         ValueError: settings, layers, widths or data that do not fit together, before any training.
@@ -91,6 +107,7 @@ class OTTransferTrainer(
         eval_dataset=None,
         processing_class=None,
         learned_cost: InverseTransport | Sequence[InverseTransport] | None = None,
+        teacher_features: Any = None,
         **kwargs: Any,
     ):
         if args is None:
@@ -102,7 +119,10 @@ class OTTransferTrainer(
         self._guard = GradientGuard(args.ot_nonfinite_limit)
         if args.should_save and args.save_strategy != "no":
             check_writable(args.output_dir)
-        self.teachers = _load_teachers(teacher_model, args, student=model)
+        if teacher_features is None:
+            self.teachers = load_teachers(teacher_model, args, student=model)
+        else:
+            self.teachers = cached_teachers(teacher_features, teacher_model, args)
         self._given_cost = learned_cost
         if model is not None:
             model = as_student(model)
@@ -118,6 +138,8 @@ class OTTransferTrainer(
             **kwargs,
         )
         check_launch(self)
+        if teacher_features is not None:
+            self.data_collator = CachedCollator(self.data_collator, [teacher.cache for teacher in self.teachers])
         self.preprocessing = (
             Preprocessing.of(processing_class)
             or Preprocessing.of(getattr(self.data_collator, "processor", None))
@@ -128,6 +150,7 @@ class OTTransferTrainer(
         if hasattr(self.data_collator, "set_epoch"):
             self.add_callback(AugmentationEpoch(self.data_collator))
         self._build_objective()
+        check_data(self)
 
     # ---- construction ----
 
@@ -137,6 +160,7 @@ class OTTransferTrainer(
             self.transfer.close()
         args = self.args
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        settle_ot_weight(args, student, self.teachers)
         for teacher in self.teachers:
             teacher.check_frozen()
             teacher.check_not_shared(student)
@@ -152,7 +176,8 @@ class OTTransferTrainer(
             layers = AutoLayers(args, student, models)
             pairs = layers.first_pairs()
         elif args.compares_layers:
-            pairs = match_pairs(args.layer_pairs, student, models, positions=args.layer_positions)
+            pairs = pairs_of_teachers(args, student, self.teachers)
+            check_layers(pairs, self.teachers)
         self.transfer = TransferObjective(
             student, self.teachers, pairs, args, self.preprocessing, heads=head_paths(student), layers=layers
         )
@@ -276,17 +301,6 @@ class OTTransferTrainer(
         if "loss" in logs:
             logs.update(self._meter.pop(self.accelerator.gather))
         super().log(logs, start_time)
-
-
-def _load_teachers(teacher_model, args: OTTransferConfig, student: nn.Module | None) -> list[Teacher]:
-    sources = teacher_model if isinstance(teacher_model, list | tuple) else [teacher_model]
-    sources = [source for source in sources if source is not None]
-    if not sources and (args.compares_layers or args.kd_weight > 0):
-        weights = ("ot_weight", "kd_weight", *(("feature_weight",) if args.feature_loss else ()), "delta_weight")
-        given = ", ".join(f"{name}={getattr(args, name)}" for name in weights)
-        raise ValueError(f"{given} ask for a teacher: give teacher_model, or set all of them to 0")
-    options = {"dtype": args.teacher_dtype, "init_kwargs": args.teacher_model_init_kwargs or {}, "student": student}
-    return [Teacher.load(source, **options) for source in sources]
 
 
 def _image_collator(processor: BaseImageProcessor, *datasets: Any) -> ImageCollator | None:

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "hf_reprot"
 # From the top. A room may import those below it, and its own modules.
 ORDER = [
-    *("cli", "demo", "compare", "recipe", "recipe_file", "trainer", "training", "hub", "plots", "config", "data"),
+    *("cli", "demo", "compare", "recipe_cache", "recipe", "recipe_file", "trainer", "training", "cache", "hub"),
+    *("plots", "config", "data"),
     *("student", "teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot", "lazy"),
-    "choices",
+    *("modules", "roles", "choices"),
 ]
 
 

@@ -8,14 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import dinov2_small, efficientnet_lite, fashion_mnist, photo_cutouts
+from . import cutout_scenes, dinov2_small, efficientnet_lite, fashion_mnist, minilm, photo_cutouts, sentiment_snippets
 from .fetch import CarrierError
 
 DATA_SETS = {"fashion-mnist": fashion_mnist.load, "photo-cutouts": photo_cutouts.load}
+DATA_SETS |= {"cutout-scenes": cutout_scenes.load, "sentiment-snippets": sentiment_snippets.load}
 MODELS: dict[str, Callable[[Path], None]] = {
     f"efficientnet-lite{n}": functools.partial(efficientnet_lite.write, number=n) for n in (0, 1, 2)
 }
-MODELS["dinov2-small"] = dinov2_small.write
+MODELS |= {"dinov2-small": dinov2_small.write, "minilm": minilm.write}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

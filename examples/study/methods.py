@@ -20,6 +20,7 @@ class Method:
         settings: Further settings of `OTTransferConfig`.
         with_transport: Transport beside it, at the weight that was chosen for transport alone.
         maps: It looks at positions: a remembered teacher has none, and the live one is used.
+        blocks: It compares every block of two `ConvNet`s of one depth, beside the last layer.
         label_free: Trained on all images of the pool without a label; then a linear head on the labelled ones.
     """
 
@@ -27,6 +28,7 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     with_transport: bool = False
     maps: bool = False
+    blocks: bool = False
     label_free: bool = False
 
 
@@ -84,6 +86,20 @@ METHODS: dict[str, Method] = {
     "raw values": _transport(ot_standardize=False),
     "running moments 0.9": _transport(plan_momentum=0.9),
     "running moments 0.99": _transport(plan_momentum=0.99),
+    # what else might make the optimal coupling pay more
+    "every layer": Method(("ot_weight", 10.0), blocks=True),
+    "every layer, random pairing": Method(("ot_weight", 10.0), {"ot_method": "random"}, blocks=True),
+    "one plan, kept": _transport(ot_cost="learned"),
+    "half of the neurons": _transport(select_k=0.5, select_by="transport"),
     "every position": _transport(ot_positions="all"),
     "every position, random pairing": _transport(ot_positions="all", ot_method="random"),
+    "FitNet, every position": Method(
+        ("feature_weight", 50.0), {"ot_weight": 0.0, "feature_loss": "fitnet", "ot_positions": "all"}
+    ),
+    "every position, then a linear head": Method(
+        ("ot_weight", 10.0), {"task_weight": 0.0, "ot_positions": "all"}, label_free=True
+    ),
+    "every position, random pairing, then a linear head": Method(
+        ("ot_weight", 10.0), {"task_weight": 0.0, "ot_positions": "all", "ot_method": "random"}, label_free=True
+    ),
 }

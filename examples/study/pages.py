@@ -19,7 +19,8 @@ from .plan import Study, read
 from .report import accuracies, paired, report
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDIES = ("finetune", "distil", "small", "coupling", "ablation")
+STUDIES = ("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation")
+_IN_README = ("distil", "small", "coupling")
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 _HEAD = """# What was measured
 
@@ -47,7 +48,7 @@ def main() -> None:
             picture = ROOT / "docs" / "pictures" / f"study_{name}.png"
             save_figure(labels_figure(study, results), picture)
             parts.append(f"![Accuracy against labels](pictures/{picture.name})")
-        if _complete(study, results):
+        if name in _IN_README and _complete(study, results):
             short.append(short_table(study, results))
     (ROOT / "docs" / "study.md").write_text("\n\n".join(parts) + "\n", "utf-8")
     readme = ROOT / "README.md"

@@ -21,9 +21,9 @@ class Setting:
 
     Attributes:
         name: As the tables call it.
-        teacher: "conv-...", "vit-...": trained on the whole pool; "efficientnet-lite0": ImageNet weights, its features
-            of every view computed once.
-        student: "conv-...", "vit-..." or "efficientnet-lite0".
+        teacher: "conv-...", "vit-...": trained on the whole pool; "efficientnet-lite0" to 2: ImageNet weights, its
+            features of every view computed once.
+        student: "conv-...", "vit-..." or "efficientnet-lite0" to 2.
         start: "new" (random weights), "earlier" (trained on a coarser task before, a new head), "kept" (some of the
             teacher's neurons in a random order, or all: a permuted copy), "copy" (the pretrained weights).
         without: Methods of the study that cannot run here (the identity with unequal widths).

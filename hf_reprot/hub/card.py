@@ -30,6 +30,7 @@ from .sections import (
     setting_table,
     speed_sentence,
     split_settings,
+    teacher_rows,
     transports,
 )
 from .words import cell, code, data_title, plain, slug
@@ -116,6 +117,7 @@ def render_card(record: RunRecord, folder: str | os.PathLike | None = None) -> s
         facts=fact_rows(record),
         several_teachers=len(record.teachers) > 1,
         teacher_names=[teacher.name for teacher in record.teachers],
+        teachers=teacher_rows(record),
         loss=loss_formula(record),
         loss_settings=loss,
         transport_settings=transport if transports(record) else {},

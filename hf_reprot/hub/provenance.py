@@ -87,6 +87,9 @@ class ModelFacts:
         license: Licence of the weights.
         metrics: Its own evaluation on the student's evaluation data, where someone ran it.
         speed: Measured forward speed.
+        share: Of a teacher among several: its share of what they teach, from 0 to 1.
+        classes: Of a teacher of some classes: the student's classes that it knows.
+        cache: Of a teacher whose features came from a cache: which.
     """
 
     name: str
@@ -98,6 +101,9 @@ class ModelFacts:
     license: License | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     speed: Speed | None = None
+    share: float | None = None
+    classes: list[str] | None = None
+    cache: str | None = None
 
 
 @dataclass
@@ -162,6 +168,8 @@ def model_facts(model: nn.Module, name: str | None = None, **known: Any) -> Mode
 
 def teacher_facts(teacher: Any) -> ModelFacts:
     """The facts of a `Teacher`: its name as hub id or folder name, its revision, its licence."""
+    if getattr(teacher, "facts", None) is not None:  # of a feature cache, which recorded them
+        return teacher.facts
     origin, name = _origin(teacher.name) if teacher.name else ("unrecorded", class_name(teacher.model))
     revision = teacher.revision if origin == "hub" else None
     stated = getattr(teacher, "license", None)

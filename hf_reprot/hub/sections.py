@@ -32,6 +32,7 @@ _LOSS_SETTINGS = (
     *("task_weight", "ot_weight", "ot_warmup_steps", "kd_weight", "kd_temperature", "l2sp_weight"),
     *("feature_loss", "feature_weight", "kd_method", "dkd_alpha", "dkd_beta", "delta_weight", "bss_weight", "bss_k"),
 )
+_SHOWN = 20  # classes of a teacher
 _UNSEEN_SETTINGS = ("layer_pairs", "teacher_model_init_kwargs")  # resolved and private, in this order
 
 
@@ -94,6 +95,33 @@ def _model_row(role: str, model: ModelFacts, origin: str, license: License | Non
     }
 
 
+def teacher_rows(record: RunRecord) -> list[dict[str, str]]:
+    """What each of several teachers taught; one that knows only some classes has a row, too, if it is alone."""
+    if len(record.teachers) < 2 and not any(teacher.classes for teacher in record.teachers):
+        return []
+    rows = []
+    for i, teacher in enumerate(record.teachers):
+        layers = [f"`{code(pair.teacher)}`" for pair in record.pairs if pair.teacher_index == i]
+        rows.append(
+            {
+                "teacher": model_link(teacher),
+                "share": f"{teacher.share:.3g}" if teacher.share is not None else "1",
+                "classes": _known(teacher.classes, bool(record.transfer.get("kd_weight"))),
+                "layers": ", ".join(layers) or "none",
+                "license": cell(teacher.license.title) if teacher.license is not None else "not known",
+            }
+        )
+    return rows
+
+
+def _known(classes: list[str] | None, logits: bool) -> str:
+    """The classes of a teacher; without its logits, nothing says that it knows any."""
+    if classes is None:
+        return "all" if logits else ""
+    shown = ", ".join(cell(name) for name in classes[:_SHOWN])
+    return f"{len(classes)}: {shown}{', ...' if len(classes) > _SHOWN else ''}" if classes else "none"
+
+
 def speed_sentence(record: RunRecord) -> str:
     """One sentence on how the speeds were measured; empty where none was."""
     measured = [model.speed for model in (*record.teachers, record.student) if model.speed is not None]
@@ -113,6 +141,8 @@ def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
     for i, teacher in enumerate(record.teachers):
         title = "Teacher" if len(record.teachers) == 1 else f"Teacher {i + 1}"
         rows.append((title, f"{model_link(teacher)}, {cell(teacher.architecture)}, frozen"))
+        if teacher.cache is not None:
+            rows.append((f"{title}'s features", f"from a cache: {cell(teacher.cache)}"))
     if record.train_data is not None:
         rows.append(("Trained on", data_link(record.train_data)))
     rows += [("Evaluated on", data_link(evaluation.data)) for evaluation in record.evaluations]

@@ -77,6 +77,11 @@ class ImageCollator:
             self._epoch = torch.zeros(2, dtype=torch.int64).share_memory_()
         self._epoch[0], self._epoch[1] = seed, epoch
 
+    @property
+    def epoch_and_seed(self) -> tuple[int, int] | None:
+        """What augmentation follows from; None before `set_epoch`."""
+        return None if self._epoch is None else (int(self._epoch[1]), int(self._epoch[0]))
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self.augmentation != "none" and "teacher_pixel_values" in rows[0]:
             raise ValueError(

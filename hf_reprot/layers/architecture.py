@@ -89,6 +89,8 @@ def last_layer(model: nn.Module, positions: str = "pooled") -> str:
     Raises:
         ValueError: the model is of no known make.
     """
+    if hasattr(model, "named_layers"):
+        return _named(model, "last" if positions == "pooled" else "last, all positions")[0]
     inner, start = core(model)
     if positions == "all":
         return start + _last_with_positions(inner)
@@ -153,6 +155,8 @@ def block_layers(model: nn.Module) -> list[str]:
     Raises:
         ValueError: no list of blocks was found.
     """
+    if hasattr(model, "named_layers"):
+        return _named(model, "blocks")
     inner, start = core(model)
     lists = _lists(inner)
     if len(lists) == 1:
@@ -172,12 +176,21 @@ def stage_layers(model: nn.Module) -> list[str]:
     Raises:
         ValueError: no stages were found.
     """
+    if hasattr(model, "named_layers"):
+        return _named(model, "stages")
     inner, start = core(model)
     stages = _timm_stages(inner) if is_timm(inner) else []
     stages = stages or _stages(inner)
     if not stages:
         raise ValueError(f'{type(inner).__name__} has no stages that are known: name layers instead of "stages"')
     return [start + path for path in stages]
+
+
+def _named(model: nn.Module, word: str) -> list[str]:
+    """The layers that a word stands for, in a stand-in for a model (of a feature cache), which was told them."""
+    if word not in model.named_layers:
+        raise ValueError(f"{word!r} is not known of this teacher: name the layer by its path")
+    return list(model.named_layers[word])
 
 
 def _timm_stages(model: nn.Module) -> list[str]:

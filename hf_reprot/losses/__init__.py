@@ -3,6 +3,7 @@
 from .distillation import LogitDistillation
 from .l2sp import L2SP
 from .output import LossOutput
+from .partial import PartialDistillation
 from .running import RunningMoments
 from .selection import NeuronSelection
 from .topk import SoftKNNHead, soft_topk_loss
@@ -13,6 +14,7 @@ __all__ = [
     "LogitDistillation",
     "LossOutput",
     "NeuronSelection",
+    "PartialDistillation",
     "RepresentationTransport",
     "RunningMoments",
     "SoftKNNHead",

@@ -25,6 +25,7 @@ class LogitDistillation(nn.Module):
         |---|---|---|
         | student_logits | (n, classes) | yes |
         | teacher_logits | (n, classes) | no |
+        | weights (optional) | (n,), factors of the samples' divergences | no |
 
     Requirements: both models answer the same question: the same classes in the same order.
 
@@ -53,7 +54,7 @@ class LogitDistillation(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature = float(temperature)
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> LossOutput:
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, *, weights: Tensor | None = None) -> LossOutput:
         if student_logits.shape != teacher_logits.shape:
             raise ValueError(
                 f"student logits have shape {tuple(student_logits.shape)} and teacher logits "
@@ -64,8 +65,17 @@ class LogitDistillation(nn.Module):
         student = F.log_softmax(student_logits.to(dtype) / self.temperature, dim=-1)
         teacher = F.log_softmax(teacher_logits.detach().to(dtype) / self.temperature, dim=-1)
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)  # (n, classes) -> (n,)
-        agreement = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype).mean()
+        agreement = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype)
+        agreement = weighted_mean(agreement, weights)
+        divergence = divergence if weights is None else weights * divergence
         return LossOutput(self.temperature**2 * divergence.mean(), logs={"kd_agreement": agreement.detach()})
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of values (n,), by their weights where there are any; 0 where all of these are 0."""
+    if weights is None:
+        return values.mean()
+    return (weights * values).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)

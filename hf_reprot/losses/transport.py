@@ -60,6 +60,7 @@ class RepresentationTransport(nn.Module):
         | teacher | (n, d_t), any float dtype | where it requires one |
         | plan (optional) | (d_s, d_t), nonnegative | no |
         | teacher_weights (optional) | (d_t,), nonnegative, summing to 1 | where it requires one |
+        | sample_weights (optional) | (n,), from 0 to 1: how much each sample counts | no |
 
     Requirements: row k of both inputs comes from the same sample. At least two samples in the global batch where
     `standardize` is on; with one, the value is 0 and `logs["skipped"]` says so. Under about eight times as many samples
@@ -69,7 +70,7 @@ class RepresentationTransport(nn.Module):
     Returns: `LossOutput` with `loss`, the detached `plan`, and `logs`: cost (<P, M>), marginal_error, iterations,
     plan_entropy (mean entropy of a student neuron's row, in nats: 0 is a one-to-one matching), off_identity (equal
     widths: share of the mass off the diagonal), dropped (1 where the pair had non-finite values; its term is then 0),
-    skipped.
+    skipped, teacher_variance (mean over the teacher's neurons).
 
     Relations: FitNet asks for neuron i to copy neuron i through a learned projector; this needs neither order nor
     projector. Centred kernel alignment (CKA) compares whole spaces and does not say which neuron goes with which.
@@ -138,9 +139,11 @@ class RepresentationTransport(nn.Module):
         *,
         plan: Tensor | None = None,
         teacher_weights: Tensor | None = None,
+        sample_weights: Tensor | None = None,
     ) -> LossOutput:
         """One layer pair: see the class."""
-        return self.forward_pairs([(student, teacher)], plans=[plan], teacher_weights=[teacher_weights])[0]
+        given = {"plans": [plan], "teacher_weights": [teacher_weights], "sample_weights": [sample_weights]}
+        return self.forward_pairs([(student, teacher)], **given)[0]
 
     def forward_pairs(
         self,
@@ -149,6 +152,7 @@ class RepresentationTransport(nn.Module):
         plans: Sequence[Tensor | None] | None = None,
         running: Sequence[RunningMoments] | None = None,
         teacher_weights: Sequence[Tensor | None] | None = None,
+        sample_weights: Sequence[Tensor | None] | None = None,
     ) -> list[LossOutput]:
         """Several layer pairs at once: one exchange between processes, and as few solver calls as pay.
 
@@ -159,6 +163,7 @@ class RepresentationTransport(nn.Module):
             teacher_weights: For each pair the marginal b (d_t,) of the teacher, or None. Neurons that are constant over
                 the samples get none of it, whatever `dead_neurons` says: with little to lose, they attract what has no
                 match. Where the plan is solved on the batch, the loss is differentiable in them.
+            sample_weights: For each pair how much each sample counts (n,), from 0 to 1, or None: all alike.
 
         Returns:
             One `LossOutput` a pair.
@@ -167,13 +172,16 @@ class RepresentationTransport(nn.Module):
         if running is not None and any(plan is not None for plan in plans):
             raise ValueError("give either plans or running moments: both say where the plan comes from")
         given = list(teacher_weights) if teacher_weights is not None else [None] * len(pairs)
-        for (student, teacher), plan, b in zip(pairs, plans, given, strict=True):
+        counts = list(sample_weights) if sample_weights is not None else [None] * len(pairs)
+        for (student, teacher), plan, b, count in zip(pairs, plans, given, counts, strict=True):
             _check_pair(student, teacher, plan)
+            if count is not None and tuple(count.shape) != (len(student),):
+                raise ValueError(f"sample_weights must have shape ({len(student)},), got {tuple(count.shape)}")
             _check_weights(teacher, plan, b)
 
         device_type = pairs[0][0].device.type if pairs else "cpu"
         with torch.autocast(device_type=device_type, enabled=False):
-            terms = [_Term(pair) for pair in pairs]
+            terms = [_Term(pair, count) for pair, count in zip(pairs, counts, strict=True)]
             self._share_moments(terms)
             if self.debiased:
                 self._share_moments([term.student_self for term in terms])
@@ -193,7 +201,7 @@ class RepresentationTransport(nn.Module):
 
     def _share_moments(self, terms: Sequence[_Term]) -> None:
         """Fills in each term's moments, of the global batch if asked, clean of what is not finite, differentiable."""
-        local = [pair_moments(term.student, term.teacher) for term in terms]
+        local = [pair_moments(term.student, term.teacher, term.samples) for term in terms]
         everywhere = self.global_batch and world_size() > 1
         whole = merge_over_processes(local) if everywhere else local
         for term, moments in zip(terms, whole, strict=True):
@@ -203,7 +211,8 @@ class RepresentationTransport(nn.Module):
             clean = moments.where(finite, moments.zeros_like())
             # DDP averages gradients over processes where the sum of the local ones is the gradient of the global loss.
             scale = float(world_size()) if everywhere else 1.0
-            term.moments = attach(clean, term.gate(term.student), term.gate(term.teacher), gradient_scale=scale)
+            sides = (term.gate(term.student), term.gate(term.teacher))
+            term.moments = attach(clean, *sides, gradient_scale=scale, weights=term.samples)
 
     def _cost(self, moments: PairMoments) -> Tensor:
         return cost_from_moments(moments, standardize=self.standardize, cost=self.cost)
@@ -280,8 +289,9 @@ class RepresentationTransport(nn.Module):
 class _Term:
     """One layer pair on its way through the loss."""
 
-    def __init__(self, pair: tuple[Tensor, Tensor]):
+    def __init__(self, pair: tuple[Tensor, Tensor], samples: Tensor | None = None):
         self.student, self.teacher = pair
+        self.samples = samples.detach() if samples is not None else None  # (n,) how much each counts
         self.gate = GradientGate(self.student.device)
         self.count: Tensor
         self.moments: PairMoments
@@ -295,11 +305,11 @@ class _Term:
 
     @property
     def student_self(self) -> _Term:
-        return self._selves.setdefault("student", _Term((self.student, self.student)))
+        return self._selves.setdefault("student", _Term((self.student, self.student), self.samples))
 
     @property
     def teacher_self(self) -> _Term:
-        return self._selves.setdefault("teacher", _Term((self.teacher, self.teacher)))
+        return self._selves.setdefault("teacher", _Term((self.teacher, self.teacher), self.samples))
 
 
 def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
@@ -314,6 +324,7 @@ def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
             "plan_entropy": entropy,
             "dropped": 1.0 - term.gate.open.float(),
             "skipped": (term.count < 2).float(),
+            "teacher_variance": term.moments.var_t.mean().float(),
         }
         if plan.shape[0] == plan.shape[1]:
             logs["off_identity"] = 1.0 - plan.diagonal().sum()

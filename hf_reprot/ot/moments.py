@@ -74,7 +74,7 @@ class PairMoments:
 
 
 @torch.no_grad()
-def pair_moments(student: Tensor, teacher: Tensor) -> PairMoments:
+def pair_moments(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> PairMoments:
     """Moments of two layers over the same samples, without a gradient (see `attach`).
 
     The samples are centred before they are multiplied, since |x|^2 + |y|^2 - 2 x.y loses all digits at a large offset,
@@ -83,8 +83,11 @@ def pair_moments(student: Tensor, teacher: Tensor) -> PairMoments:
     Args:
         student: (n, d_s), any float dtype; half precision is computed in float32.
         teacher: (n, d_t).
+        weights: (n,) How much each sample counts, from 0 to 1; None: 1. The count is then their sum.
     """
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    if weights is not None:
+        return _weighted_moments(student, teacher, weights.to(dtype))
     n = student.shape[0]
     share = 1.0 / max(n, 1)
     mean_s, mean_t = student.sum(0, dtype=dtype) * share, teacher.sum(0, dtype=dtype) * share
@@ -106,7 +109,28 @@ def pair_moments(student: Tensor, teacher: Tensor) -> PairMoments:
     return PairMoments(count, mean_s + rest_s, mean_t + rest_t, var_s, var_t, cov)
 
 
-def attach(moments: PairMoments, student: Tensor, teacher: Tensor, *, gradient_scale: float = 1.0) -> PairMoments:
+def _weighted_moments(student: Tensor, teacher: Tensor, weights: Tensor) -> PairMoments:
+    count = weights.sum()
+    share = weights / count.clamp_min(torch.finfo(weights.dtype).tiny)  # (n,)
+    mean_s, mean_t = share @ student.to(weights), share @ teacher.to(weights)
+    cov = weights.new_zeros(student.shape[1], teacher.shape[1])
+    var_s, var_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
+    for rows in _row_blocks(student.shape[0]):
+        s, t, w = student[rows].to(weights) - mean_s, teacher[rows].to(weights) - mean_t, share[rows]
+        cov.addmm_((w[:, None] * s).t(), t)
+        var_s.add_(w @ s.square())
+        var_t.add_(w @ t.square())
+    return PairMoments(count, mean_s, mean_t, var_s, var_t, cov)
+
+
+def attach(
+    moments: PairMoments,
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    gradient_scale: float = 1.0,
+    weights: Tensor | None = None,
+) -> PairMoments:
     """Connects moments to the activations that they were computed from, so that gradients flow to these.
 
     The moments may be those of more samples than the activations given here (other processes hold the rest): the
@@ -119,6 +143,7 @@ def attach(moments: PairMoments, student: Tensor, teacher: Tensor, *, gradient_s
         student: (k, d_s) Local samples.
         teacher: (k, d_t) Local samples.
         gradient_scale: Factor of the gradient; the number of processes where gradients are averaged over them.
+        weights: (k,) How much each local sample counted; None: 1. Row k of the gradient has it as a factor.
     """
     if not (student.requires_grad or teacher.requires_grad):
         return moments
@@ -132,32 +157,41 @@ def attach(moments: PairMoments, student: Tensor, teacher: Tensor, *, gradient_s
         moments.var_t,
         moments.cov,
         gradient_scale,
+        weights,
     )
     return PairMoments(moments.count, mean_s, mean_t, var_s, var_t, cov)
 
 
 class _Attach(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student, teacher, count, mean_s, mean_t, var_s, var_t, cov, gradient_scale):
-        ctx.save_for_backward(student, teacher, count, mean_s, mean_t)
+    def forward(ctx, student, teacher, count, mean_s, mean_t, var_s, var_t, cov, gradient_scale, weights):
+        ctx.save_for_backward(student, teacher, count, mean_s, mean_t, weights)
         ctx.gradient_scale = gradient_scale
         return tuple(x.view_as(x) for x in (mean_s, mean_t, var_s, var_t, cov))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_mean_s, d_mean_t, d_var_s, d_var_t, d_cov):
-        student, teacher, count, mean_s, mean_t = ctx.saved_tensors
+        student, teacher, count, mean_s, mean_t, weights = ctx.saved_tensors
         factor = ctx.gradient_scale / count.clamp_min(1)
         d_student = d_teacher = None
         if ctx.needs_input_grad[0]:
-            d_student = _gradient(student, teacher, mean_s, mean_t, d_mean_s, d_var_s, d_cov.t(), factor)
+            d_student = _gradient(student, teacher, mean_s, mean_t, d_mean_s, d_var_s, d_cov.t(), factor, weights)
         if ctx.needs_input_grad[1]:
-            d_teacher = _gradient(teacher, student, mean_t, mean_s, d_mean_t, d_var_t, d_cov, factor)
-        return d_student, d_teacher, *[None] * 7
+            d_teacher = _gradient(teacher, student, mean_t, mean_s, d_mean_t, d_var_t, d_cov, factor, weights)
+        return d_student, d_teacher, *[None] * 8
 
 
 def _gradient(
-    x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, d_mean: Tensor, d_var: Tensor, d_cov: Tensor, factor: Tensor
+    x: Tensor,
+    y: Tensor,
+    mean_x: Tensor,
+    mean_y: Tensor,
+    d_mean: Tensor,
+    d_var: Tensor,
+    d_cov: Tensor,
+    factor: Tensor,
+    weights: Tensor | None,
 ) -> Tensor:
     """Gradient in x (n, d_x), of the moments with y (n, d_y); `d_cov` is (d_y, d_x). One product of matrices."""
     # Strides of an expanded input must not reach the gradient: every row has one of its own.
@@ -169,6 +203,8 @@ def _gradient(
         centred = x[rows].to(mean_x.dtype) - mean_x
         block = torch.addcmul(d_mean, centred, d_var)
         _add_product(block, y[rows].to(mean_y.dtype) - mean_y, d_cov, 1.0, half)
+        if weights is not None:
+            block = block * weights[rows, None].to(block)
         gradient[rows] = block.to(x.dtype)
     return gradient
 

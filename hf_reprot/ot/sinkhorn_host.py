@@ -1,4 +1,4 @@
-"""Sinkhorn on a CPU: all pairs together, and each leaves when it is done."""
+"""Sinkhorn on a CPU: pair by pair, or many small pairs together, of which each leaves when it is done."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from .kernel import starting_potentials
 from .log_domain import sinkhorn_log
+from .one_pair import FIRST, LARGE, sinkhorn_one
 from .solution import Limits, Solution
 from .sweeps import Sweeps
 
-# Scalings beyond these are taken up into the potentials, and the kernel is written anew.
-_LARGE = 1e12
-# The error is looked at after each of the first sweeps, later after every second one: scalings cannot leave the range
-# of float32 in between.
-_FIRST = 8
+# So many pairs of at most so many entries share their sweeps: the launches then cost more than the work does.
+_MANY, _SMALL = 6, 1 << 14
 
 
 def sinkhorn_host(
@@ -36,22 +34,37 @@ def sinkhorn_host(
         g: (B, n) Potential to start from, in units of the cost.
     """
     f, start = starting_potentials(matrix, g)
-    found = Solution(
-        torch.empty_like(matrix),
-        torch.empty_like(f),
-        torch.empty_like(start),
-        epsilon.new_empty(len(matrix)),
-        torch.zeros(len(matrix)).long(),
-        None,
-    )
-    sweeps = Sweeps(matrix, a, b, epsilon, f, start, found.plan, limits.accelerate)
+    found = Solution(torch.empty_like(matrix), f.clone(), start.clone(), None, None, None)
+    many_small = len(matrix) >= _MANY and matrix[0].numel() <= _SMALL
+    failed = (_together if many_small else _one_by_one)(found, matrix, a, b, epsilon, limits)
+    found.converged = found.error <= limits.tolerance
+    if failed:
+        _try_again(found, torch.tensor(failed), matrix, a, b, epsilon, limits, g)
+    return found
+
+
+def _one_by_one(found: Solution, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits) -> list[int]:
+    """Solves the pairs from the potentials in `found`; those whose scalings overflowed."""
+    solved = [
+        sinkhorn_one(*pair, limits)
+        for pair in zip(matrix, a, b, epsilon.tolist(), found.f, found.g, found.plan, strict=True)
+    ]
+    found.error = torch.tensor([error for error, _ in solved], dtype=matrix.dtype)
+    found.iterations = torch.tensor([made for _, made in solved])
+    return [pair for pair, (error, _) in enumerate(solved) if not math.isfinite(error)]
+
+
+def _together(found: Solution, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits) -> list[int]:
+    """As `_one_by_one`, in sweeps of all pairs."""
+    found.error, found.iterations = torch.empty_like(epsilon), torch.zeros(len(matrix), dtype=torch.long)
+    sweeps = Sweeps(matrix, a, b, epsilon, found.f, found.g, found.plan, limits.accelerate)
     pairs = list(range(len(matrix)))  # of the whole batch, that `sweeps` still holds
     open_pairs, failed, made = set(pairs), [], 0
     while open_pairs:
         sweeps.sweep()
         made += 1
         last = made >= limits.max_iterations
-        if made <= _FIRST or made % 2 == 0 or last:
+        if made <= FIRST or made % 2 == 0 or last:
             errors = sweeps.error().tolist()
             arrived = []
             for place, (pair, error) in enumerate(zip(pairs, errors, strict=True)):
@@ -73,10 +86,7 @@ def sinkhorn_host(
                 sweeps.absorb()
         else:
             sweeps.advance()
-    found.converged = found.error <= limits.tolerance
-    if failed:
-        _try_again(found, torch.tensor(failed), matrix, a, b, epsilon, limits, g)
-    return found
+    return failed
 
 
 def _leave(sweeps: Sweeps, pairs: list[int], stay: set[int], found: Solution) -> tuple[Sweeps, list[int]]:
@@ -107,4 +117,4 @@ def _try_again(found: Solution, failed: Tensor, matrix, a, b, epsilon, limits: L
 
 def _extreme(scaling: Tensor) -> bool:
     low, high = torch.aminmax(scaling)
-    return not (float(low) > 1 / _LARGE and float(high) < _LARGE)
+    return not (float(low) > 1 / LARGE and float(high) < LARGE)

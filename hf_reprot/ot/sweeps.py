@@ -8,7 +8,7 @@ from torch import Tensor
 from .kernel import fill_kernel, scale_to_plan
 
 # Nesterov's weight of the last step is k / (k + 3) after k steps without a restart.
-_INERTIA = 3.0
+INERTIA = 3.0
 
 
 class Sweeps:
@@ -45,7 +45,7 @@ class Sweeps:
         self._steps = torch.zeros_like(self.epsilon)  # since the momentum started
         self._counts = torch.ones_like(self.epsilon)  # 0 where a pair may have no momentum
         # A tensor: torch takes longer to make one of a number than to add it.
-        self._inertia, self._zero = torch.full_like(self.epsilon, _INERTIA), torch.zeros_like(self.epsilon)
+        self._inertia, self._zero = torch.full_like(self.epsilon, INERTIA), torch.zeros_like(self.epsilon)
         self.done: Tensor | None = None  # (B, 1) pairs that stay as they are
         self.floor: float | None = None  # the least sum that is divided by, where sums without weight may vanish
         self._right, self._columns, self._residual, self._step = (torch.empty_like(b) for _ in range(4))

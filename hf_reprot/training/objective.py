@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ..config import OTTransferConfig
-from ..losses import L2SP, LogitDistillation, LossOutput, RepresentationTransport, RunningMoments
-from ..losses.baselines import DecoupledDistillation
+from ..losses import L2SP, LossOutput, RepresentationTransport, RunningMoments
 from ..matching import LayerPair
+from ..modules import class_count
 from ..taps import Activation, Taps, pair_neurons
 from ..teacher import Preprocessing, Teacher
 from .auto_layers import AutoLayers
+from .cached import teacher_taps
 from .companions import check_companions
-from .labels import labels_of
 from .learned_cost import LearnedCosts
+from .logit_term import LogitTerm, known_classes
 from .rivals import Rivals
 from .selection import Selections
+from .several import pair_shares, teacher_logs, teacher_names, unit_of
 
 
 @dataclass
@@ -61,17 +63,22 @@ class TransferObjective:
         self.config = config
         self.student = student
         self.teachers = list(teachers)
+        self.teacher_names = teacher_names(self.teachers)
+        self.teacher_weights = [teacher.weight for teacher in self.teachers]
+        self.known_classes = known_classes(student, self.teachers)
         self.pairs = list(pairs)
+        self.shares = pair_shares(self.pairs, self.teacher_weights)
         self.layers = layers
         self.preprocessing = preprocessing
-        self.rivals = Rivals(config, student, self.pairs, self.pair_names())
+        self.rivals = Rivals(config, student, self.pairs, self.pair_names(), self.shares, self.teacher_names)
         self._hang_taps({*(pair.student for pair in self.pairs), *self.rivals.layers})
         self.transport = RepresentationTransport(**config.transport_settings())
         learns = config.ot_cost == "learned" and config.ot_weight > 0
         self.learned = LearnedCosts(config) if learns else None
         self.selections = Selections(config, self.pairs) if config.select_k is not None else None
         self.running = [RunningMoments(config.plan_momentum) for _ in self.pairs] if config.plan_momentum > 0 else None
-        self.distillation = _distillation(config) if config.kd_weight > 0 else None
+        self.logit_term = self._make_logit_term()
+        self.distillation = self.logit_term if config.kd_weight > 0 else None
         self.anchor = L2SP(student, exclude=heads) if config.l2sp_weight > 0 else None
         self.companions = nn.ModuleDict()  # they train along with the student and are no part of it
         self.plans: list[Tensor] = []  # of the last batch, one a pair: what a plot or a card shows
@@ -79,9 +86,14 @@ class TransferObjective:
     def _hang_taps(self, student_layers: set[str]) -> None:
         self.student_taps = Taps(self.student, sorted(student_layers))
         self.teacher_taps = [
-            Taps(teacher.model, sorted({pair.teacher for pair in self.pairs if pair.teacher_index == i}))
+            teacher_taps(teacher, sorted({pair.teacher for pair in self.pairs if pair.teacher_index == i}))
             for i, teacher in enumerate(self.teachers)
         ]
+
+    def _make_logit_term(self) -> LogitTerm:
+        samples = [teacher.samples for teacher in self.teachers]
+        known, names = self.known_classes, self.teacher_names
+        return LogitTerm(self.config, known, self.teacher_weights, names, samples, class_count(self.student))
 
     def pair_names(self) -> list[str]:
         """What each pair is called in logs and errors."""
@@ -93,6 +105,7 @@ class TransferObjective:
             known = {_key(pair): running for pair, running in zip(self.pairs, self.running, strict=True)}
             self.running = [known.get(_key(pair)) or RunningMoments(self.config.plan_momentum) for pair in pairs]
         self.pairs, self.plans = list(pairs), []
+        self.shares = pair_shares(self.pairs, self.teacher_weights)
         self.close()
         # All of the student's candidates: a compiled student sees only the hooks that it was compiled with.
         self._hang_taps({*self.layers.student_layers, *self.rivals.layers})
@@ -182,14 +195,15 @@ class TransferObjective:
                 plans=None if self.learned is None else self.learned.plans,
                 running=self.running,
                 teacher_weights=weights,
+                sample_weights=self._sample_weights(neurons, teacher_logits, inputs, labelled=task is not None),
             )
             self.plans = [output.plan for output in outputs]
-            share = [pair.weight / sum(p.weight for p in self.pairs) for pair in self.pairs]
-            transport = torch.stack([w * output.loss for w, output in zip(share, outputs, strict=True)]).sum()
+            losses = self._comparable(outputs)
+            transport = torch.stack([w * loss for w, loss in zip(self.shares, losses, strict=True)]).sum()
             total.append(ot_weight * transport)
             logs["ot_loss"] = transport.detach()
             logs["ot_weight"] = transport.new_full((), ot_weight)
-            logs |= self._transport_logs(outputs)
+            logs |= self._transport_logs(outputs, losses)
             dropped = torch.stack([output.logs["dropped"] for output in outputs])
             if self.layers is not None:
                 logs |= {name: transport.new_full((), value) for name, value in self.layers.logs().items()}
@@ -197,13 +211,9 @@ class TransferObjective:
         total += terms
         logs |= more
         if self.distillation is not None:
-            given = (labels_of(inputs, "kd_method='dkd'", "kd_method='kl'"),) if config.kd_method == "dkd" else ()
-            outputs = [self.distillation(student_logits, logits, *given) for logits in teacher_logits]
-            distillation = torch.stack([output.loss for output in outputs]).mean()
+            distillation, more = self.distillation(student_logits, teacher_logits, inputs, labelled=task is not None)
             total.append(config.kd_weight * distillation)
-            logs["kd_loss"] = distillation.detach()
-            for name in outputs[0].logs:
-                logs[name] = torch.stack([output.logs[name] for output in outputs]).mean()
+            logs |= more
         if self.anchor is not None:
             output = self.anchor()
             total.append(config.l2sp_weight * output.loss)
@@ -214,8 +224,34 @@ class TransferObjective:
             total.append((0.0 * student_logits.float().nan_to_num()).sum())
         return Terms(torch.stack([term.float() for term in total]).sum(), logs, dropped)
 
-    def _transport_logs(self, outputs: Sequence[LossOutput]) -> dict[str, Tensor]:
-        """Diagnostics averaged over the pairs, and each pair's own value where there are several."""
+    def _sample_weights(
+        self,
+        neurons: Sequence[tuple[Tensor, Tensor]],
+        logits: Sequence[Tensor | None],
+        inputs: Mapping[str, Any],
+        labelled: bool,
+    ) -> list[Tensor | None]:
+        """How much each row of each pair's tables counts; None: all alike."""
+        weights, rows = self.logit_term.sample_weights(logits, inputs, labelled), []
+        for pair, (student, _) in zip(self.pairs, neurons, strict=True):
+            given, mask = weights[pair.teacher_index], inputs.get("attention_mask")
+            if given is not None and len(student) != len(given):  # every position is a sample
+                given = (
+                    given[:, None].expand(-1, len(student) // len(given)).reshape(-1)
+                    if mask is None
+                    else (given[:, None].expand(mask.shape)[mask.bool()])
+                )
+            rows.append(given)
+        return rows
+
+    def _comparable(self, outputs: Sequence[LossOutput]) -> list[Tensor]:
+        """Each pair's loss; of several teachers in raw values, in units of the teacher's mean variance."""
+        if self.config.ot_standardize or len(self.teachers) < 2:
+            return [output.loss for output in outputs]
+        return [output.loss / unit_of(output.logs["teacher_variance"]) for output in outputs]
+
+    def _transport_logs(self, outputs: Sequence[LossOutput], losses: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Diagnostics averaged over the pairs; each pair's and each teacher's own value where there are several."""
         logs = {}
         for name in ("cost", "marginal_error", "iterations", "plan_entropy", "off_identity"):
             values = [output.logs[name] for output in outputs if name in output.logs]
@@ -224,9 +260,9 @@ class TransferObjective:
         for name in ("dropped", "skipped"):
             logs[f"ot_{name}"] = torch.stack([output.logs[name] for output in outputs]).sum()
         if len(outputs) > 1:
-            for pair, output in zip(self.pairs, outputs, strict=True):
-                logs[f"ot_loss/{pair_name(pair, len(self.teachers))}"] = output.loss.detach()
-        return logs
+            for pair, loss in zip(self.pairs, losses, strict=True):
+                logs[f"ot_loss/{pair_name(pair, len(self.teachers))}"] = loss.detach()
+        return logs | teacher_logs("ot_loss", losses, self.pairs, self.shares, self.teacher_names)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold so that a resumed run continues as if it had not stopped."""
@@ -265,12 +301,6 @@ class TransferObjective:
                     "l2sp_weight pulls toward the weights that training starts from, and the checkpoint's run started "
                     "from others: build the student from the same start as before (not from the checkpoint) to resume"
                 )
-
-
-def _distillation(config: OTTransferConfig) -> LogitDistillation | DecoupledDistillation:
-    if config.kd_method == "dkd":
-        return DecoupledDistillation(config.dkd_alpha, config.dkd_beta, config.kd_temperature)
-    return LogitDistillation(config.kd_temperature)
 
 
 def _key(pair: LayerPair) -> tuple[str, str, int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import OTTransferConfig
 from ..student import evaluating
+from .cached import CachedTeacher
 from .objective import TransferObjective, pair_name
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,12 @@ def check_pairs(student: nn.Module, objective: TransferObjective, device: torch.
         return []
     for teacher in objective.teachers:
         teacher.check_input(inputs, objective.preprocessing)
+    cached = [teacher for teacher in objective.teachers if isinstance(teacher, CachedTeacher)]
+    made_up = {name: value for teacher in cached for name, value in teacher.made_up(_SAMPLES, device).items()}
     # With gradients, so that a layer that none can flow through is found here.
     with torch.enable_grad(), evaluating(student), objective.recording():
         outputs = _forward(student, inputs)
-    layers, logits = objective.teach(inputs)
+    layers, logits = objective.teach(inputs | made_up)
     if objective.distillation is not None:
         _check_logits(outputs["logits"], logits, objective)
     if not objective.pairs:
@@ -128,11 +131,21 @@ def _made_up_batch(student: nn.Module, objective: TransferObjective, device: tor
 
 
 def _check_logits(student: Tensor, teachers: Sequence[Tensor | None], objective: TransferObjective) -> None:
-    for teacher, logits in zip(objective.teachers, teachers, strict=True):
-        if logits is None:
+    count = student.shape[-1]
+    for i, (teacher, logits) in enumerate(zip(objective.teachers, teachers, strict=True)):
+        outputs = objective.distillation.outputs(i, count)
+        if logits is None and all(other is None for other in teachers):
             raise ValueError(f"kd_weight is above 0 but teacher {teacher.title} has no head: set kd_weight=0")
-        if logits.shape != student.shape:
+        if outputs is None or logits is None:
+            continue
+        if teacher.classes is not None and logits.shape[-1] != outputs:
+            raise ValueError(
+                f"the teacher {teacher.title} has {logits.shape[-1]} outputs and {outputs} classes are given: give one "
+                "for each output, in their order (None for an output that the student has no class for)"
+            )
+        if logits.shape != (*student.shape[:-1], outputs):
             raise ValueError(
                 f"kd_weight is above 0 but teacher {teacher.title} has {logits.shape[-1]} classes and the student "
-                f"{student.shape[-1]}: set kd_weight=0 or use a teacher of the student's task"
+                f"{count}: set kd_weight=0 or use a teacher of the student's task; or say which of the student's "
+                "classes its outputs stand for (Teacher.load(..., classes=[...]); an empty list leaves its logits out)"
             )

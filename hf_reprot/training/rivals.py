@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ..config import OTTransferConfig
 from ..losses.baselines import DELTA, FEATURE_LOSSES, BatchSpectralShrinkage
 from ..losses.baselines.delta import relative_distance
+from ..losses.collective import world_size
 from ..matching import LayerPair, last_layer
 from ..taps import Activation, pair_maps, pair_neurons, pooled_neurons
+from .several import teacher_logs, teacher_variance
 
 # What a teacher in half precision may differ by from the student that is its copy.
 _COPY_TOLERANCE = 0.05
@@ -26,12 +28,24 @@ class Rivals:
         student: The unwrapped student.
         pairs: The layer pairs, resolved.
         names: What each pair is called in the logs.
+        shares: Each pair's share of a term.
+        teachers: What each teacher is called in the logs.
     """
 
-    def __init__(self, config: OTTransferConfig, student: nn.Module, pairs: Sequence[LayerPair], names: Sequence[str]):
+    def __init__(
+        self,
+        config: OTTransferConfig,
+        student: nn.Module,
+        pairs: Sequence[LayerPair],
+        names: Sequence[str],
+        shares: Sequence[float],
+        teachers: Sequence[str],
+    ):
         self.config = config
         self.pairs = list(pairs)
         self.names = list(names)
+        self.shares = list(shares)
+        self.teachers = list(teachers)
         self.kind = FEATURE_LOSSES[config.feature_loss] if config.uses_feature_loss else None
         self.feature_losses = nn.ModuleList()
         self.delta = DELTA() if config.delta_weight > 0 else None
@@ -86,15 +100,20 @@ class Rivals:
         if self.kind is not None or self.delta is not None:  # the pairs are those of the start
             sides = [(student[pair.student], teachers[pair.teacher_index][pair.teacher]) for pair in self.pairs]
         if self.kind is not None:
-            outputs = [loss(*self._see(s, t, inputs)) for loss, (s, t) in zip(self.feature_losses, sides, strict=True)]
-            total = self._mean([output.loss for output in outputs])
+            outputs, losses = [], []
+            for loss, (s, t) in zip(self.feature_losses, sides, strict=True):
+                seen = self._see(s, t, inputs)
+                outputs.append(loss(*seen))
+                losses.append(outputs[-1].loss / self._unit(seen[1]))
+            total = self._mean(losses)
             terms.append(self.config.feature_weight * total)
             logs["feature_loss"] = total.detach()
             for name in outputs[0].logs:
                 logs[f"feature_{name}"] = self._mean([output.logs[name] for output in outputs])
             if len(outputs) > 1:
-                for name, output in zip(self.names, outputs, strict=True):
-                    logs[f"feature_loss/{name}"] = output.loss.detach()
+                for name, value in zip(self.names, losses, strict=True):
+                    logs[f"feature_loss/{name}"] = value.detach()
+                logs |= teacher_logs("feature_loss", losses, self.pairs, self.shares, self.teachers)
         if self.delta is not None:
             total = self._mean([self.delta(*pair_maps(s, t)).loss for s, t in sides])
             terms.append(self.config.delta_weight * total)
@@ -124,9 +143,14 @@ class Rivals:
         )
 
     def _mean(self, values: Sequence[Tensor]) -> Tensor:
-        """The mean over layer pairs, by their weights."""
-        whole = sum(pair.weight for pair in self.pairs)
-        return torch.stack([pair.weight / whole * value for pair, value in zip(self.pairs, values, strict=True)]).sum()
+        """The mean over layer pairs, by their shares."""
+        return torch.stack([share * value for share, value in zip(self.shares, values, strict=True)]).sum()
+
+    def _unit(self, teacher: Tensor) -> Tensor | float:
+        """What a loss is divided by: with several teachers, raw values are brought to the scale of each."""
+        if len(self.teachers) < 2 or not self.kind.in_teacher_units:
+            return 1.0
+        return teacher_variance(teacher, everywhere=self.config.ot_global_batch and world_size() > 1)
 
 
 def _check_copy(pair: LayerPair, student: Tensor, teacher: Tensor) -> None:

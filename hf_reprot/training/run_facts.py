@@ -26,7 +26,10 @@ from ..hub.provenance import (
 )
 from ..hub.record import Evaluation, LayerPlanFacts, PairFacts, RunRecord, thinned_log
 from ..hub.speed import device_name, made_up_batch, measure_speed, shape_text
+from ..modules import class_count, class_names
 from ..student import evaluating
+from .cached import CachedTeacher
+from .default_weight import trains_on_teacher_task
 from .sharding import is_sharded
 
 logger = logging.getLogger(__name__)
@@ -99,7 +102,20 @@ def collect_record(
     for i, teacher in enumerate(record.teachers):
         teacher.speed = speeds.get(i)
         teacher.metrics = dict(teacher_metrics.get(i, {}))
+        if len(record.teachers) > 1:
+            teacher.share = trainer.transfer.teacher_weights[i] / sum(trainer.transfer.teacher_weights)
+        teacher.classes = _known_classes(student, trainer.transfer.known_classes[i])
     return record
+
+
+def _known_classes(student: nn.Module, columns: list[int | None] | None) -> list[str] | None:
+    """What the classes of a teacher are called; None for all of the student's."""
+    if columns is None:
+        return None
+    names, found = class_names(student), [c for c in columns if c is not None]
+    if len(found) == class_count(student):
+        return None
+    return [names[c] if names is not None else str(c) for c in found]
 
 
 def measure_speeds(trainer: Any) -> dict[str | int, Speed]:
@@ -120,7 +136,7 @@ def measure_speeds(trainer: Any) -> dict[str | int, Speed]:
         with evaluating(student):
             speeds["student"] = measure_speed(lambda inputs: student(**inputs), batch, dtype=dtype)
         for i, teacher in enumerate(trainer.teachers):
-            if is_sharded(teacher.model):
+            if is_sharded(teacher.model) or isinstance(teacher, CachedTeacher):
                 continue  # the other processes would have to run it, too
             inputs = teacher.inputs_for(batch, trainer.preprocessing)
             speeds[i] = measure_speed(teacher, inputs, dtype=teacher.dtype)
@@ -145,21 +161,12 @@ def _job(record: RunRecord, trainer: Any) -> str:
         return "no-teacher"
     if start.kind in ("hub", "folder") and any(_is_start(teacher, start) for teacher in record.teachers):
         return "fine-tuning"
-    labels = _label_names(student_of(trainer))
-    same_task = labels is not None and any(labels == _label_names(teacher.model) for teacher in trainer.teachers)
-    return "distillation" if same_task or args.kd_weight > 0 or args.task_weight == 0 else "transfer"
+    same_task = trains_on_teacher_task(args, student_of(trainer), trainer.teachers)
+    return "distillation" if same_task else "transfer"
 
 
 def _is_start(teacher: ModelFacts, start: Start) -> bool:
     return (teacher.origin, teacher.name) == (start.kind, start.name)
-
-
-def _label_names(model: nn.Module) -> list[str] | None:
-    """Names of a head's classes; None where they are only numbers."""
-    names = getattr(getattr(model, "config", None), "id2label", None)
-    if not names or all(str(name).startswith("LABEL_") for name in names.values()):
-        return None
-    return list(names.values())
 
 
 def _input(trainer: Any) -> str | None:
@@ -174,14 +181,13 @@ def _channels(trainer: Any) -> int:
 
 def _pair_facts(trainer: Any) -> list[PairFacts]:
     pairs, plans = trainer.transfer.pairs, trainer.transfer.plans
-    total = sum(pair.weight for pair in pairs)
     drawn = set(range(len(pairs)))
     if trainer.transfer.layers is not None:
         drawn = set(sorted(drawn, key=lambda i: -pairs[i].weight)[:_PLAN_PICTURES])
     facts = []
     for i, pair in enumerate(pairs):
         widths = tuple(plans[i].shape) if i < len(plans) else (None, None)
-        share = pair.weight / total
+        share = trainer.transfer.shares[i]
         picture = PLAN.format(i + 1) if i in drawn else None
         facts.append(PairFacts(pair.student, pair.teacher, pair.teacher_index, share, *widths, picture))
     return facts

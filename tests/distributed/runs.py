@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from hf_reprot import Teacher
 from tests.models import Images, convnext, resnet, vit
 from tests.training.runs import CHECKPOINTING, make_trainer, training_logs
 
@@ -50,6 +51,13 @@ def with_unused_parameter(model: nn.Module) -> nn.Module:
 # Three steps: the student's gradient of the second shows what the projector was after the first.
 PROJECTOR = {"ot_weight": 0.0, "feature_loss": "fitnet", "max_steps": 3, "gradient_accumulation_steps": 2}
 
+
+def parts_of_the_classes() -> list[Teacher]:
+    return [Teacher(resnet(2, seed=1), classes=[1, 0]), Teacher(resnet(2, seed=2), classes=[2, 1], weight=2.0)]
+
+
+PARTIAL = {"teacher": parts_of_the_classes, "kd_weight": 1.0, "ot_standardize": False}
+
 # Name -> (student, settings)
 RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "standardised": (vit, {}),
@@ -73,6 +81,8 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "activation checkpointing": (vit, {CHECKPOINTING: True}),
     "frozen batch normalisation": (lambda: frozen_batch_norm(resnet()), {}),
     "no batch normalisation": (convnext, {}),
+    "teachers of some classes": (vit, PARTIAL),
+    "teachers of some classes, label-free": (vit, PARTIAL | {"task_weight": 0.0}),
 }
 LOCAL = (vit, {"ot_global_batch": False, "ot_weight": 3.0})
 
@@ -80,11 +90,13 @@ LOCAL = (vit, {"ot_global_batch": False, "ot_weight": 3.0})
 def run(folder: Path, make: Callable[[], nn.Module], settings: dict[str, Any], processes: int = 1) -> dict[str, Any]:
     """Trains on the same samples whatever the number of processes; logs, gradients of the last step, weights."""
     accumulation = settings.get("gradient_accumulation_steps", 1)
+    teacher = settings.get("teacher", lambda: resnet(seed=1))()
+    settings = {name: value for name, value in settings.items() if name != "teacher"}
     keep = KeepGradients()
     trainer = make_trainer(
         folder,
         model=make(),
-        teacher=resnet(seed=1),
+        teacher=teacher,
         data=Images(3 * SAMPLES, labelled=settings.get("task_weight") != 0),
         per_device_train_batch_size=SAMPLES // processes // accumulation,
         train_sampling_strategy="sequential",

@@ -9,7 +9,8 @@ from triton.compiler import ASTSource
 from hf_reprot.ot.kernels.large import add_columns, move, sweep_rows
 from hf_reprot.ot.kernels.small import solve_pairs
 
-_INTEGERS, _NUMBERS, _COUNTS = {"m", "n", "most", "parts"}, {"tolerance", "gain"}, {"sweeps_out", "done"}
+_INTEGERS, _NUMBERS = {"m", "n", "most", "parts", "growing"}, {"tolerance", "more", "gain"}
+_COUNTS = {"sweeps_out", "done"}
 
 
 def compile_for(capability: int, kernel, warps: int, **constants: int) -> None:

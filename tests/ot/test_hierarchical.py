@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reprot.ot.hierarchical import HierarchicalTransport, _batches, nearest_labels, word_mover_distances
+from hf_reprot.ot.hierarchical import HierarchicalTransport, nearest_labels
+from hf_reprot.ot.sparse import _batches
+from hf_reprot.ot.word_mover import nearest_word_movers, relaxed_word_mover_distances, word_mover_distances
 
 
 def corpus(seed: int, documents: int = 7, words: int = 12, topics: int = 4):
@@ -42,7 +44,7 @@ def test_word_movers_is_what_pot_says(seed, power):
 def test_vocabularies_too_large_for_a_table(monkeypatch):
     counts, vectors, _, _ = corpus(0)
     table = word_mover_distances(counts, vectors)
-    monkeypatch.setattr("hf_reprot.ot.hierarchical._LARGEST_TABLE", 5)
+    monkeypatch.setattr("hf_reprot.ot.sparse._LARGEST_TABLE", 5)
     torch.testing.assert_close(word_mover_distances(counts, vectors), table)
 
 
@@ -124,3 +126,46 @@ def test_neighbours_vote_and_the_nearest_decides():
 def test_what_does_not_fit_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1.0, 2.0]))
+@settings(max_examples=15, deadline=None)
+def test_the_relaxed_distance_is_the_larger_of_two_sums_and_a_lower_bound(seed, power):
+    counts, vectors, _, _ = corpus(seed)
+    weights = counts / counts.sum(1, keepdim=True)
+    found = relaxed_word_mover_distances(counts[:3], vectors, counts[3:], power=power)
+    for i, one in enumerate(weights[:3]):
+        for j, two in enumerate(weights[3:]):
+            between = torch.stack([(vectors[u] - vectors).norm(dim=1) for u in range(len(vectors))]) ** power
+            there = sum(one[u] * min(between[u, v] for v in two.nonzero()[:, 0]) for u in one.nonzero()[:, 0])
+            back = sum(two[v] * min(between[u, v] for u in one.nonzero()[:, 0]) for v in two.nonzero()[:, 0])
+            assert found[i, j].item() == pytest.approx(max(there, back).item(), rel=1e-5)
+    assert (found <= word_mover_distances(counts[:3], vectors, counts[3:], power=power) + 1e-9).all()
+    itself = relaxed_word_mover_distances(counts, vectors, power=power)
+    assert torch.equal(itself, itself.t())
+    assert (itself.diagonal() == 0).all()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5))
+@settings(max_examples=15, deadline=None)
+def test_pruned_neighbours_are_those_of_all_distances(seed, k):
+    counts, vectors, _, _ = corpus(seed, documents=40)
+    every = word_mover_distances(counts[:10], vectors, counts[10:])
+    found = nearest_word_movers(counts[:10], vectors, counts[10:], k)
+    finite = torch.isfinite(found)
+    torch.testing.assert_close(found[finite], every[finite], rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.sort(1).values[:, :k], every.sort(1).values[:, :k], rtol=0, atol=1e-9)
+    labels = torch.arange(30) % 3
+    assert torch.equal(nearest_labels(found, labels, k), nearest_labels(every, labels, k))
+    assert finite.sum() < finite.numel()  # something was spared
+
+
+def test_neighbours_out_of_range():
+    counts, vectors, _, _ = corpus(0)
+    with pytest.raises(ValueError, match="number of the others, 4, got 5"):
+        nearest_word_movers(counts[:3], vectors, counts[3:], 5)
+
+
+def test_one_document_is_at_no_distance_from_itself():
+    counts, vectors, _, _ = corpus(0)
+    assert word_mover_distances(counts[:1], vectors).tolist() == [[0.0]]

@@ -109,7 +109,7 @@ def test_the_scale_of_the_scores_does_not_matter():
         few.scores.copy_(torch.linspace(0, 1e-4, 10))
         many.scores.copy_(torch.linspace(5, 100, 10))
     assert torch.allclose(few.weights(0.6), many.weights(0.6), atol=1e-4)
-    assert torch.equal(NeuronSelection(10, 3).weights(0.0), torch.full((10,), 0.1))
+    torch.testing.assert_close(NeuronSelection(10, 3).weights(0.0).detach(), torch.full((10,), 0.1))
 
 
 @pytest.mark.parametrize("by", ["task", "transport"])

@@ -11,6 +11,7 @@ from tests.models import Images, convnext, resnet, timm_vit, vit
 from tests.training.runs import make_trainer, training_logs, weights_of
 
 WEIGHTS = {"task_weight": 0.7, "ot_weight": 2.0, "kd_weight": 0.5, "l2sp_weight": 0.01}
+CLASSES = ("cat", "dog", "owl")
 TERMS = {"task_weight": "task_loss", "ot_weight": "ot_loss", "kd_weight": "kd_loss", "l2sp_weight": "l2sp_loss"}
 
 
@@ -178,3 +179,23 @@ def test_a_plan_from_moments_carried_over_steps(tmp_path):
     count = trainer.transfer.running[0].moments.count.item()
     assert count == pytest.approx(4 * (1 + 0.9 + 0.81 + 0.729))
     assert training_logs(trainer)[-1]["ot_marginal_error"] <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "weight"),
+    [
+        ({}, CLASSES, 10.0),
+        ({}, ("ant", "bee", "fly"), 1.0),
+        ({}, None, 1.0),
+        ({"kd_weight": 0.5}, None, 10.0),
+        ({"task_weight": 0.0}, None, 10.0),
+        ({"ot_weight": 3.0}, CLASSES, 3.0),
+    ],
+)
+def test_the_weight_that_is_left_out_depends_on_what_the_teacher_knows(tmp_path, settings, names, weight):
+    student, teacher = vit(), vit(seed=1)
+    for model, classes in ((student, CLASSES), (teacher, names)):
+        if classes is not None:
+            model.config.id2label = dict(enumerate(classes))
+    trainer = make_trainer(tmp_path, model=student, teacher=teacher, **{"ot_weight": None} | settings)
+    assert trainer.args.ot_weight == weight

@@ -33,7 +33,7 @@ def test_tensorboard_shows_each_term(tmp_path, monkeypatch):
         shown = [(event.step, event.value) for event in board.Scalars(f"train/{name}")]
         assert shown == [(i + 1, pytest.approx(entry[name], rel=1e-6)) for i, entry in enumerate(logs)], name
     (settings,) = (board.Tensors(tag)[0] for tag in board.Tags()["tensors"] if tag.startswith("args"))
-    assert b'"ot_weight": 1.0' in settings.tensor_proto.string_val[0]
+    assert b'"ot_weight": 10.0' in settings.tensor_proto.string_val[0]
 
 
 def test_trackio_shows_each_term(tmp_path, monkeypatch):

@@ -22,11 +22,13 @@ class FeatureLoss(nn.Module):
     - "samples": (samples, neurons); a sample is an image: the loss is about which images are alike.
     - "maps": (samples, channels, positions); both layers have the same positions.
 
-    `learned` says whether it has parameters of its own, which train along with the student and are thrown away.
+    `learned` says whether it has parameters of its own, which train along with the student and are thrown away;
+    `in_teacher_units` whether it grows with the square of the teacher's activations, as a squared difference does.
     """
 
     sees: ClassVar[str] = "neurons"
     learned: ClassVar[bool] = False
+    in_teacher_units: ClassVar[bool] = False
 
     @classmethod
     def for_widths(cls, student_width: int, teacher_width: int) -> FeatureLoss:

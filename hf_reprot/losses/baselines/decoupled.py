@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..distillation import weighted_mean
 from ..output import LossOutput
 
 
@@ -31,6 +32,7 @@ class DecoupledDistillation(nn.Module):
         | student_logits | (n, classes) | yes |
         | teacher_logits | (n, classes) | no |
         | labels | (n,), integers | no |
+        | weights (optional) | (n,), factors of the samples' losses | no |
 
     Requirements: both models answer the same question with at least 2 classes, and the samples have labels.
 
@@ -57,6 +59,8 @@ class DecoupledDistillation(nn.Module):
   year={2022}
 }"""
 
+    needs_labels = True
+
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0):
         super().__init__()
         for name, weight in (("alpha", alpha), ("beta", beta)):
@@ -66,7 +70,9 @@ class DecoupledDistillation(nn.Module):
             raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
         self.alpha, self.beta, self.temperature = float(alpha), float(beta), float(temperature)
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> LossOutput:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, weights: Tensor | None = None
+    ) -> LossOutput:
         _check(student_logits, teacher_logits, labels)
         dtype = torch.promote_types(student_logits.dtype, torch.float32)
         with torch.autocast(device_type=student_logits.device.type, enabled=False):
@@ -75,9 +81,9 @@ class DecoupledDistillation(nn.Module):
             s_binary, s_others = _split(student, labels)
             t_binary, t_others = _split(teacher, labels)
             scale = self.temperature**2
-            target = scale * _divergence(s_binary, t_binary)
-            others = scale * _divergence(s_others, t_others)
-        agreement = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype).mean()
+            target = scale * _divergence(s_binary, t_binary, weights)
+            others = scale * _divergence(s_others, t_others, weights)
+        agreement = weighted_mean((student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype), weights)
         logs = {"kd_agreement": agreement, "kd_target": target, "kd_others": others}
         return LossOutput(self.alpha * target + self.beta * others, {k: v.detach() for k, v in logs.items()})
 
@@ -94,8 +100,10 @@ def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.log_softmax(binary, 1), F.log_softmax(others, 1)
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+def _divergence(student: Tensor, teacher: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return (weights * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)).mean()
 
 
 def _check(student: Tensor, teacher: Tensor, labels: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from ..output import LossOutput
@@ -50,6 +52,8 @@ class FitNet(ProjectedLoss):
   booktitle={ICLR},
   year={2015}
 }"""
+
+    in_teacher_units: ClassVar[bool] = True
 
     def compare(self, student: Tensor, teacher: Tensor) -> LossOutput:
         return LossOutput((self.projector(student) - teacher).square().mean())

@@ -54,6 +54,7 @@ class GaussianWasserstein(ProjectedLoss):
     """
 
     sees: ClassVar[str] = "maps"
+    in_teacher_units: ClassVar[bool] = True
 
     citation = """@inproceedings{lv2024wasserstein,
   title={Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation},

@@ -51,10 +51,11 @@ def add_columns(done, partial, sums, n, parts, BLOCK: tl.constexpr, PARTS: tl.co
 
 @triton.jit
 def move(
-    b, g, plain, sums, inverse, growth, done, steps, error_out, sweeps_out, n, tolerance, most, gain,
+    b, g, origin, plain, sums, inverse, growth, done, steps, error_out, sweeps_out, n, tolerance, most, more, gain,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Program `pair` of grid (B,): the error, whether the pair is done, and, if it is not, its next point."""
+    """Program `pair` of grid (B,): the error, whether the pair is done, and, if it is not, its next point, where 1 /
+    eps is larger by `more` times `growth`."""
     pair = tl.program_id(0).to(tl.int64)
     if tl.load(done + pair) == 0:
         columns = tl.arange(0, COLUMNS)
@@ -72,6 +73,10 @@ def move(
             tl.load(steps + pair),
             gain,
         )
+        # As in `solve_pairs`.
+        begin = tl.load(origin + here, mask=inside, other=0.0)
+        sharper = strength + more * tl.load(growth + pair)
+        ahead = begin + (ahead - begin) * (strength / sharper)
         sweep = tl.load(sweeps_out + pair) + 1
         running = (error > tolerance) & (sweep < most)
         tl.store(g + here, tl.where(running, ahead, point), mask=inside)
@@ -80,4 +85,4 @@ def move(
         tl.store(error_out + pair, error)
         tl.store(sweeps_out + pair, sweep)
         tl.store(done + pair, tl.where(running, 0, 1))
-        tl.store(inverse + pair, tl.where(running, strength + tl.load(growth + pair), strength))
+        tl.store(inverse + pair, tl.where(running, sharper, strength))

@@ -31,6 +31,7 @@ def run_sweeps(
     *,
     tolerance: float,
     most: int,
+    growing: int = 0,
     accelerate: bool = True,
     small: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -41,10 +42,11 @@ def run_sweeps(
         a: (B, m). b: (B, n).
         f: (B, m) contiguous, overwritten. g: (B, n), the same.
         inverse: (B,) 1 / eps.
-        growth: (B,) What is added to `inverse` before each sweep; None: nothing.
+        growth: (B,) What is added to `inverse` before each of the first `growing` sweeps; None: nothing.
         tolerance: L1 error at which a pair stops; negative: every pair makes `most` sweeps.
         most: Sweeps at most.
-        accelerate: With momentum. Only where the kernel stays the same.
+        growing: Sweeps whose kernel grows sharper while the scalings stay, and that have no momentum.
+        accelerate: With momentum, once the kernel stays the same.
         small: Which kernels; None: by the size.
 
     Returns:
@@ -60,15 +62,15 @@ def run_sweeps(
     gain = float(accelerate)
     if m * n <= SMALL if small is None else small:
         solve_pairs[(batch,)](
-            matrix, a, b, f, g, inverse, growth, error, sweeps, m, n, tolerance, most, gain,
+            matrix, a, b, f, g, inverse, growth, error, sweeps, m, n, tolerance, most, growing, gain,
             ROWS=rows, COLUMNS=columns, num_warps=2 * warps,  # more loads on their way: it is alone on its processor
         )  # fmt: skip
         return error, sweeps
     parts = min(_PARTS, triton.cdiv(m, rows))
     partial = matrix.new_empty(batch, parts, n)
-    sums, plain, steps = torch.empty_like(b), g.clone(), torch.zeros_like(inverse)
+    sums, origin, plain, steps = torch.empty_like(b), g.clone(), g.clone(), torch.zeros_like(inverse)
     done = torch.zeros_like(sweeps)
-    current = inverse + growth
+    current = inverse + growth if growing else inverse.clone()
     block = min(128, columns)
     # A tolerance that nothing reaches asks for `most` sweeps.
     work = _budget.plan((tuple(matrix.shape), matrix.device, tolerance, most), _CHUNK, most) if tolerance >= 0 else None
@@ -78,7 +80,8 @@ def run_sweeps(
         )
         add_columns[(batch, triton.cdiv(n, block))](done, partial, sums, n, parts, BLOCK=block, PARTS=16)
         move[(batch,)](
-            b, g, plain, sums, current, growth, done, steps, error, sweeps, n, tolerance, most, gain,
+            b, g, origin, plain, sums, current, growth, done, steps, error, sweeps, n, tolerance, most,
+            float(made < growing), gain * (made > growing),
             COLUMNS=columns, num_warps=warps,
         )  # fmt: skip
         if work is not None and made % _CHUNK == 0 and work.enough(made, done > 0):

@@ -55,6 +55,7 @@ class ProximalBlock:
     """The steps of `hf_reprot.ot.proximal`: sweeps whose kernel grows sharper, then some whose kernel stays.
 
     In the potentials' own units a proximal step is a sweep at a smaller epsilon, so that it needs no kernel of its own.
+    The steps are those of the loop in torch.
     """
 
     def __init__(self, matrix: Tensor, a: Tensor, b: Tensor, beta: Tensor):
@@ -62,10 +63,13 @@ class ProximalBlock:
 
     def run(self, f: Tensor, g: Tensor, sharpness: Tensor, sharpen: Tensor, steps: int, polish: int):
         f, g = f.contiguous().clone(), g.contiguous().clone()
-        problem = self.matrix, self.a, self.b, f, g
-        run_sweeps(*problem, sharpness / self.beta, sharpen / self.beta, tolerance=-1, most=steps, accelerate=False)
+        run_sweeps(
+            *(self.matrix, self.a, self.b, f, g, sharpness / self.beta, sharpen / self.beta),
+            tolerance=-1,
+            most=steps + polish,
+            growing=steps,
+        )
         inverse = (sharpness + steps * sharpen) / self.beta
-        run_sweeps(*problem, inverse, tolerance=-1, most=polish)
         plan = _plan(self.matrix, self.a, self.b, f, g, inverse)
         landed = g - torch.where(self.b > 0, plan.sum(-2) / self.b, 1.0).log() / inverse[:, None]
         return plan, f, g, landed, marginal_error(plan, self.a, self.b)

@@ -1,0 +1,304 @@
+"""Training from a feature cache: a stand-in for each teacher, and the checks before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cache import CachedCollator, CacheError, FeatureCache
+from ..cache.collator import column_name
+from ..cache.keys import weights_hash
+from ..cache.manifest import PixelFacts
+from ..cache.shards import LOGITS
+from ..config import OTTransferConfig
+from ..data import is_transformed
+from ..images.preprocessing import Preprocessing
+from ..matching import LayerPair
+from ..roles import PARTS
+from ..sources import commit_of
+from ..taps import Activation, Taps
+from ..teacher import Teacher
+
+_SAMPLED_ROWS = 16
+
+
+class CachedTeacher(Teacher):
+    """Stands where a teacher would: what its layers give comes with the batch. It has no weights.
+
+    Args:
+        cache: The cache.
+        index: Its number among the teachers.
+    """
+
+    def __init__(self, cache: FeatureCache, index: int = 0):
+        settings = cache.settings
+        pixels = settings.teacher_pixels
+        super().__init__(
+            CachedModel(cache),
+            name=settings.teacher.name,
+            revision=settings.teacher.revision,
+            preprocessing=pixels.preprocessing() if pixels is not None else None,
+        )
+        self.cache, self.index = cache, index
+        self._caught: dict[str, Activation] = {}
+
+    @property
+    def facts(self) -> Any:
+        """What a card says of the teacher: as the cache recorded it."""
+        settings = self.cache.settings
+        kind = "every position" if settings.positions else "pooled"
+        said = f"{len(self.cache):,} rows, {kind}, {settings.dtype}, SHA-256 {self.cache.digest[:16]}"
+        return dataclasses.replace(settings.teacher, cache=said)
+
+    def inputs_for(self, inputs: Mapping[str, Any], preprocessing: Preprocessing | None = None) -> dict[str, Any]:
+        """The cached columns of a batch, by the names of the layers.
+
+        Raises:
+            ValueError: the batch comes from another data loader and lacks them.
+        """
+        names = [*self.cache.layers, *([LOGITS] if self.cache.settings.classes is not None else [])]
+        columns = {name: inputs.get(column_name(self.index, name)) for name in names}
+        missing = [name for name, value in columns.items() if value is None]
+        if missing:
+            raise ValueError(
+                f"the batch lacks the cached features of {missing[0]}: training with teacher_features takes its "
+                "batches from the trainer's own data loader"
+            )
+        return columns
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Keeps the layers for `CachedTaps`; the logits, or None."""
+        values = {name: value.float() for name, value in inputs.items()}
+        self._caught = {name: layer.activation(values[name]) for name, layer in self.cache.layers.items()}
+        return values.get(LOGITS)
+
+    def check_input(self, inputs: Mapping[str, Any], preprocessing: Preprocessing | None = None) -> None:
+        """Nothing runs, so nothing can refuse a batch."""
+
+    def made_up(self, samples: int, device: torch.device) -> dict[str, Tensor]:
+        """Columns with random features, for checks before there is a batch."""
+        return {column_name(self.index, name): value for name, value in self.cache.empty(samples, device).items()}
+
+
+class CachedModel(nn.Module):
+    """The module paths of a teacher that is not there, so that layer pairs are resolved against it."""
+
+    def __init__(self, cache: FeatureCache):
+        super().__init__()
+        settings = cache.settings
+        self.named_layers = settings.named  # read by `last_layer`, `stage_layers` and `block_layers`
+        self.base_model_prefix = settings.base_model_prefix
+        names = dict(enumerate(settings.class_names or ()))
+        self.config = SimpleNamespace(id2label=names, num_labels=settings.classes)
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # moves with `to`, and tells the device
+        for path in settings.modules:
+            parent = self
+            for segment in path.split("."):
+                if segment not in parent._modules:
+                    parent._modules[segment] = nn.Identity()
+                parent = parent._modules[segment]
+
+    def forward(self) -> None:
+        """There is nothing to run."""
+        raise RuntimeError("a cached teacher has no weights to run")
+
+
+class CachedTaps:
+    """In the place of `Taps` on a live teacher."""
+
+    def __init__(self, teacher: CachedTeacher, names: Sequence[str]):
+        self.teacher, self.names = teacher, list(names)
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[None]:
+        """Nothing has to be recorded."""
+        yield
+
+    def take(self) -> dict[str, Activation]:
+        """The layers of the batch that the teacher was last called with."""
+        caught, self.teacher._caught = self.teacher._caught, {}
+        return {name: caught[name] for name in self.names}
+
+    def close(self) -> None:
+        """There are no hooks."""
+
+
+def teacher_taps(teacher: Teacher, names: Sequence[str]) -> Taps | CachedTaps:
+    """What records a teacher's layers, live or cached."""
+    return CachedTaps(teacher, names) if isinstance(teacher, CachedTeacher) else Taps(teacher.model, names)
+
+
+def cached_teachers(sources: Any, teacher_model: Any, args: OTTransferConfig) -> list[CachedTeacher]:
+    """Opens and checks the caches of a run.
+
+    Args:
+        sources: A `FeatureCache`, a folder, a data set repository ("name/features@commit"), or a list of these.
+        teacher_model: The teachers that the run names as well, if it does: each cache must be of its one.
+        args: The settings.
+
+    Raises:
+        CacheError: a damaged cache, or one of another teacher, of pooled features where positions are needed, of
+            tokens pooled in another way, or without logits where they are.
+        ValueError: as many teachers as caches are needed; a setting that needs a live teacher.
+    """
+    sources = list(sources) if isinstance(sources, list | tuple) else [sources]
+    caches = [FeatureCache.open(source) for source in sources]
+    named = teacher_model if isinstance(teacher_model, list | tuple) else [teacher_model]
+    named, parts = zip(*map(_taken_apart, named), strict=True) if named else ((), ())
+    named = [teacher for teacher in named if teacher is not None]
+    if named and len(named) != len(caches):
+        raise ValueError(
+            f"teacher_features has {len(caches)} cache(s) and teacher_model {len(named)} teacher(s): give one cache "
+            "for each teacher, or leave teacher_model out"
+        )
+    if args.compares_layers and args.finds_layers:
+        raise ValueError('layer_pairs="auto" runs the teacher to measure its layers: name the pairs to use a cache')
+    if args.teacher_sharded:
+        raise ValueError("teacher_sharded spreads a teacher's weights, and teacher_features has none: leave it out")
+    if args.delta_weight > 0:
+        raise ValueError("delta_weight compares student and teacher before training, which takes the teacher itself")
+    for cache, teacher in zip(caches, named, strict=False):
+        _check_teacher(cache, teacher, args)
+    for cache in caches:
+        _check_settings(cache, args)
+    teachers = [CachedTeacher(cache, i) for i, cache in enumerate(caches)]
+    for teacher, part in zip(teachers, parts, strict=False):
+        teacher.take_part(**part)
+    return teachers
+
+
+def check_layers(pairs: Sequence[LayerPair], teachers: Sequence[Teacher]) -> None:
+    """Refuses layer pairs whose teacher layer is not in the teacher's cache.
+
+    Raises:
+        CacheError: it names the layer and those that are cached.
+    """
+    for pair in pairs:
+        teacher = teachers[pair.teacher_index]
+        if isinstance(teacher, CachedTeacher) and pair.teacher not in teacher.cache.layers:
+            raise CacheError(
+                f"the feature cache {teacher.cache.title} does not hold the layer {pair.teacher}: it holds "
+                f"{', '.join(teacher.cache.layers)}. Choose layer_pairs among these, or build a cache with "
+                f"layers=[{pair.teacher!r}]"
+            )
+
+
+def check_data(trainer: Any) -> None:
+    """Looks up some training rows as the first and the last epoch make them, and compares the preprocessing.
+
+    Raises:
+        CacheError: the run's preprocessing, data or views are not those of the cache.
+    """
+    caches = [teacher.cache for teacher in trainer.teachers if isinstance(teacher, CachedTeacher)]
+    for cache in caches:
+        theirs, ours = cache.settings.pixels, PixelFacts.of(trainer.preprocessing)
+        if theirs is not None and ours is not None and theirs != ours:
+            fields = [
+                f.name for f in dataclasses.fields(PixelFacts) if getattr(theirs, f.name) != getattr(ours, f.name)
+            ]
+            said = "; ".join(f"{n} {getattr(theirs, n)} there and {getattr(ours, n)} here" for n in fields)
+            raise CacheError(f"the feature cache {cache.title} was built with other preprocessing: {said}")
+    data, collator = trainer.train_dataset, trainer.data_collator
+    if not caches or data is None or not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or not len(data):
+        return
+    if hasattr(data, "column_names") and not is_transformed(data):
+        data = trainer._remove_unused_columns(data, description="training")
+    count = min(_SAMPLED_ROWS, len(data))
+    rows = [data[round(i * (len(data) - 1) / max(count - 1, 1))] for i in range(count)]
+    args = trainer.args
+    seed = args.seed if args.data_seed is None else args.data_seed
+    last = max(int(-(-args.num_train_epochs // 1)) - 1, 0) if args.max_steps <= 0 else 0
+    with torch.random.fork_rng():
+        for epoch in dict.fromkeys((last, 0)):  # the collator is left at the epoch that comes first
+            collator.set_epoch(epoch, seed=seed)
+            try:
+                collator(rows)
+            except CacheError as error:
+                when = f" (looking at {count} training rows as epoch {epoch} makes them, before training)"
+                raise CacheError(f"{error}{when}") from None
+
+
+def _taken_apart(source: Any) -> tuple[Any, dict[str, Any]]:
+    """A teacher as `teacher_model` names it, and the part that it plays among several."""
+    if isinstance(source, Teacher):
+        return source, {name: getattr(source, name) for name in PARTS}
+    if not isinstance(source, Mapping):
+        return source, {}
+    part = {name: value for name, value in source.items() if name != "id" and value is not None}
+    for name in part:
+        if name not in PARTS:
+            raise ValueError(f"teacher: with teacher_features, {name!r} is said when the cache is built, not here")
+    return source.get("id"), part
+
+
+def _check_teacher(cache: FeatureCache, teacher: Any, args: OTTransferConfig) -> None:
+    """Whether a cache is of the teacher that a run names; a hub id is compared without loading anything."""
+    facts = cache.settings.teacher
+    if isinstance(teacher, str) and not os.path.exists(os.path.expanduser(teacher)) and facts.origin == "hub":
+        repo, _, revision = teacher.removeprefix("hf-hub:").removeprefix("hf_hub:").partition("@")
+        options = args.teacher_model_init_kwargs or {}
+        revision = revision or (options.get("revision") if isinstance(options, dict) else None)
+        if repo != facts.name:
+            raise CacheError(f"the feature cache {cache.title} is of the teacher {cache.settings.title}, not of {repo}")
+        if revision and not re.fullmatch("[0-9a-f]{40}", revision):
+            revision = commit_of(repo, revision)
+        if revision and revision != facts.revision:
+            raise CacheError(
+                f"the feature cache {cache.title} is of {repo} at revision {facts.revision}, and the run asks for "
+                f"{revision}: build the cache for that revision, or ask for the other one"
+            )
+        return
+    loaded = Teacher.load(teacher, dtype=args.teacher_dtype)
+    if weights_hash(loaded.model) != cache.settings.weights:
+        raise CacheError(
+            f"the feature cache {cache.title} is of {cache.settings.title}, and teacher_model has other weights: build "
+            "the cache for them, or leave teacher_model out"
+        )
+    settings = cache.settings
+    ours = (PixelFacts.of(loaded.preprocessing), loaded.size and list(loaded.size), loaded.channels)
+    theirs = (settings.teacher_pixels, settings.teacher_size, settings.teacher_channels)
+    if ours != theirs:
+        raise CacheError(
+            f"the feature cache {cache.title} was built with other images for the teacher (preprocessing, size, "
+            f"channels): {theirs} there and {ours} here"
+        )
+
+
+def _check_settings(cache: FeatureCache, args: OTTransferConfig) -> None:
+    settings = cache.settings
+    if not settings.positions and args.compares_layers:
+        if args.layer_positions == "all" or args.ot_positions == "all":
+            reason = "ot_positions='all'" if args.ot_positions == "all" else f"feature_loss={args.feature_loss!r}"
+            reason = "delta_weight" if args.ot_positions != "all" and args.delta_weight > 0 else reason
+            raise CacheError(
+                f"the feature cache {cache.title} holds pooled features, and {reason} needs every position: build it "
+                "with positions=True"
+            )
+        if args.ot_tokens != settings.tokens and any(
+            layer.class_token or layer.tokens_grid for layer in settings.layers
+        ):
+            raise CacheError(
+                f"the feature cache {cache.title} was pooled with tokens={settings.tokens!r}, and the run has "
+                f"ot_tokens={args.ot_tokens!r}: build it with tokens={args.ot_tokens!r}, or set ot_tokens back"
+            )
+    if args.kd_weight > 0 and settings.classes is None:
+        raise CacheError(f"kd_weight is above 0, and the feature cache {cache.title} holds no logits: set kd_weight=0")
+
+
+__all__ = [
+    "CachedCollator",
+    "CachedTaps",
+    "CachedTeacher",
+    "cached_teachers",
+    "check_data",
+    "check_layers",
+    "teacher_taps",
+]

@@ -1,0 +1,125 @@
+"""Sinkhorn for one pair on a CPU, by arrays: what the sweeps of a batch find, and a plainly written solver."""
+
+import math
+
+import pytest
+import torch
+
+from hf_reprot.ot import one_pair, sinkhorn_host, solve
+from hf_reprot.ot.kernel import cold_potentials, fill_kernel, fill_one, inner
+from hf_reprot.ot.solution import Limits
+from tests.ot.problems import cost_matrix, weights
+
+
+def _problem(batch=2, m=20, n=33, dtype=torch.float64):
+    M = cost_matrix(m, n, batch=batch).to(dtype)
+    a, b = weights(m).to(dtype), weights(n, 4).to(dtype)
+    return M, a.expand(batch, m).contiguous(), b.expand(batch, n).contiguous()
+
+
+def _plainly(M, a, b, epsilon, sweeps=20_000):
+    """The plan (m, n) by sweeps in the log domain."""
+    g = torch.zeros_like(b)
+    for _ in range(sweeps):
+        f = -epsilon * torch.logsumexp((g - M) / epsilon + b.log(), 1)
+        g = -epsilon * torch.logsumexp((f[:, None] - M) / epsilon + a.log()[:, None], 0)
+    f = -epsilon * torch.logsumexp((g - M) / epsilon + b.log(), 1)
+    return a[:, None] * b * ((f[:, None] + g - M) / epsilon).exp()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance", "off"), [(torch.float64, 1e-10, 1e-8), (torch.float32, 1e-5, 1e-4)])
+def test_ends_where_a_plainly_written_solver_does(dtype, tolerance, off):
+    M, a, b = _problem(1)
+    expected = _plainly(M[0], a[0], b[0], 0.1, 2000)
+    found = sinkhorn_host.sinkhorn_host(
+        *(x.to(dtype) for x in (M, a, b, torch.tensor([0.1]))), Limits(tolerance, 20_000)
+    )
+    assert found.converged.all()
+    assert (found.plan[0] - expected).abs().max() <= off * expected.max()
+    assert torch.allclose(found.plan.sum(-1), a.to(dtype), rtol=1e-5)
+
+
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_makes_the_sweeps_of_a_batch(monkeypatch, accelerate):
+    M, a, b = _problem(7)
+    epsilon = torch.tensor([1.0, 0.02, 0.5, 0.03, 0.2, 0.05, 1.0], dtype=torch.float64)
+    limits = Limits(1e-8, 20_000, accelerate)
+    together = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
+    monkeypatch.setattr(sinkhorn_host, "_MANY", 99)
+    monkeypatch.setattr(sinkhorn_host, "_together", None)  # not taken
+    alone = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
+    assert torch.equal(together.iterations, alone.iterations)
+    for name in ("plan", "f", "g", "error"):
+        assert torch.allclose(getattr(together, name), getattr(alone, name), rtol=1e-7, atol=1e-12), name
+
+
+def test_products_by_torch_are_those_by_numpy(monkeypatch):
+    M, a, b = _problem()
+    epsilon, limits = torch.full((2,), 0.05).double(), Limits(1e-9, 20_000)
+    small = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
+    monkeypatch.setattr(one_pair, "_ONE_THREAD", 0)
+    large = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
+    assert torch.equal(small.iterations, large.iterations)
+    assert torch.allclose(small.plan, large.plan, rtol=1e-8)
+
+
+def test_absorbing_often_changes_nothing(monkeypatch):
+    M, a, b = _problem()
+    epsilon, limits = torch.full((2,), 0.01).double(), Limits(1e-9, 50_000)
+    rarely = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
+    written = []
+    monkeypatch.setattr(one_pair, "LARGE", 1.5)
+    monkeypatch.setattr(one_pair, "fill_one", lambda *call: (written.append(1), fill_one(*call)))
+    often = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
+    assert len(written) > 20
+    assert often.converged.all()
+    assert torch.allclose(rarely.plan, often.plan, atol=1e-8)
+    assert torch.allclose(rarely.f - rarely.f.mean(-1, keepdim=True), often.f - often.f.mean(-1, keepdim=True))
+
+
+def test_a_wild_start_ends_at_the_same_plan():
+    M, a, b = _problem(dtype=torch.float32)
+    epsilon, limits = torch.full((2,), 0.05), Limits(1e-5, 5000)
+    expected = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
+    start = 50 * torch.randn(b.shape, generator=torch.Generator().manual_seed(0))
+    found = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits, start)
+    assert found.converged.all()
+    assert torch.allclose(found.plan, expected.plan, atol=1e-4 * expected.plan.max())
+
+
+def test_a_kernel_holds_no_subnormal_number():
+    M = cost_matrix(60, 70, samples=64).float()[None]
+    M[0, 3, 4], M[0, 5, 6] = math.inf, math.nan
+    f, g = cold_potentials(torch.nan_to_num(M, nan=1.0, posinf=9.0))
+    scale = 1 / (0.002 * M.nan_to_num(nan=1.0, posinf=1.0).mean((-2, -1)))
+    exponents = (f[..., :, None] + g[..., None, :] - M).double() * scale
+    batch, one = fill_kernel(torch.empty_like(M), M, f, g, scale), torch.empty_like(M[0])
+    fill_one(one, M[0], f[0], g[0], float(scale))
+    assert torch.allclose(batch[0], one, rtol=1e-5, equal_nan=True)
+    assert one[3, 4] == 0
+    assert one[5, 6].isnan()
+    one[5, 6] = 0
+    assert ((one == 0) | (one >= 2.0**-100)).all()
+    assert (one == 0).any()
+    assert ((exponents.exp() > 0) & (exponents.exp() < torch.finfo(torch.float32).tiny)).any()  # without, some are
+    kept = exponents[0] > -60
+    assert torch.allclose(one[kept].double(), exponents[0][kept].exp(), rtol=1e-4)
+
+
+def test_a_sharp_problem_is_right_without_what_vanished():
+    """At an epsilon of 0.3 % of the mean cost, most of a float32 kernel is below 1e-30."""
+    M = cost_matrix(40, 50)
+    exact = solve(M, relative_epsilon=0.003, tolerance=1e-10, max_iterations=50_000)
+    found = solve(M.float(), relative_epsilon=0.003, tolerance=1e-5, max_iterations=50_000)
+    assert found.converged
+    assert found.value.item() == pytest.approx(exact.value.item(), rel=1e-5)
+    assert (found.plan - exact.plan).norm() <= 1e-3 * exact.plan.norm()
+
+
+def test_sums_that_are_no_numbers():
+    plan, M = torch.full((2, 3, 4), 1 / 12), torch.ones(2, 3, 4)
+    plan[0, 1, 2], M[0, 1, 2] = 0, math.inf
+    M[1, 0, 0] = math.nan
+    costs = inner(plan, M)
+    assert costs[0].item() == pytest.approx(11 / 12)
+    assert costs[1].isnan()
