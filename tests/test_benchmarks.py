@@ -48,7 +48,7 @@ def test_the_table_of_solvers(capsys, tmp_path):
 
 
 def test_curves(tmp_path):
-    options = argparse.Namespace(device="cpu", relative_epsilon=0.05, tolerance=1e-3)
+    options = argparse.Namespace(device="cpu", relative_epsilon=0.05, tolerance=1e-3, seconds=1.0)
     curves = {
         "neurons a side": ([8, 12], lambda width: (f"{width}x{width}", 64)),
         "samples, 8 x 8": ([16, 32], lambda samples: ("8x8", samples)),
@@ -64,7 +64,7 @@ def test_curves(tmp_path):
     assert times["neurons a side"]["hf_reprot"] == {8: 0.1, 12: 0.1}
     assert times["neurons a side"]["POT sinkhorn"] == {8: 2.0}  # too slow to be asked again
     assert set(times["samples, 8 x 8"]) == {"solution alone", "from activations and back"}
-    solver_curves.plot_curves(times, tmp_path / "curves.png")
+    solver_curves.plot_curves(times, tmp_path / "curves.png", "wall")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 

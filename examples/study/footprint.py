@@ -32,8 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.study.footprint", description=__doc__)
     parser.add_argument("file", type=Path, help="a study, such as examples/study/distil.yaml")
     parser.add_argument("--results", type=Path, default=results_folder(), help="folder of the results")
+    parser.add_argument("--only", help="only the setting of this name")
     given = parser.parse_args()
     study = read(given.file)
+    study = replace(study, settings=[s for s in study.settings if given.only in (None, s.name)])
     results = Results(given.results / f"{study.name}_footprint.jsonl")
     for line in measure(study):
         results.add(**line)
