@@ -10,6 +10,7 @@ start, which does not depend on what else the machine does.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 from collections import defaultdict
 from dataclasses import replace
@@ -80,6 +81,7 @@ def _run(bench: Bench, setting: Setting, method: str) -> None:
 def _peak(bench: Bench, setting: Setting, method: str) -> int:
     """Bytes of tensors at the highest point of a short training, above those at its start."""
     _run(bench, setting, method)  # what is made once and kept is there
+    gc.collect()  # nothing that was there before may go while it is measured
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from hf_reprot.plots import save_figure
 
 from .bench import results_folder
+from .footprint import footprint_table
 from .grid import Results
 from .plan import Study, read
 from .report import accuracies, paired, report
@@ -34,6 +35,11 @@ is none.
 """
 
 
+_FOOTPRINT = """What a method costs: a training step with a live teacher, one thread, batches of 64 (in brackets as a multiple
+of the student alone in the same round, medians of 5), and the most that the tensors of a step take (in brackets: more
+than the student alone). `python -m examples.study.footprint examples/study/{name}.yaml`"""
+
+
 def main() -> None:
     parts, short = [_HEAD], []
     for name in STUDIES:
@@ -44,6 +50,10 @@ def main() -> None:
         study = read(path)
         parts.append(report(study, results))
         parts.append(f"{_machine(results)} `python -m examples.study examples/study/{name}.yaml`")
+        footprint = Results(results_folder() / f"{name}_footprint.jsonl")
+        if footprint.where(phase="footprint"):
+            parts.append(_FOOTPRINT.format(name=name))
+            parts.append(footprint_table(study, footprint))
         if len(study.labels) > 1:
             picture = ROOT / "docs" / "pictures" / f"study_{name}.png"
             save_figure(labels_figure(study, results), picture)
