@@ -35,9 +35,9 @@ is none.
 """
 
 
-_FOOTPRINT = """What a method costs: a training step with a live teacher, one thread, batches of 64 (in brackets as a multiple
-of the student alone in the same round, medians of 5), and the most that the tensors of a step take (in brackets: more
-than the student alone). `python -m examples.study.footprint examples/study/{name}.yaml`"""
+_FOOTPRINT = """What a method costs: a training step with a live teacher, one thread, batches of 64 (in brackets as a
+multiple of the student alone in the same round, medians of 5), and the most that the tensors of a step take (in
+brackets: more than the student alone). `python -m examples.study.footprint examples/study/{name}.yaml`"""
 
 
 def main() -> None:
