@@ -8,6 +8,9 @@
 snippets, and kept. Students have 2 blocks of 128 neurons and the teacher's word vectors on their first 128 principal
 axes, frozen. They see 300 labels, or none and then a linear head on 300; tested on films and three other domains. The
 teacher's tokens are computed once for all students: for one, give the trainer the model, without `teacher_index`.
+
+Experimental: without labels on every token, it is worth 9 points over the student alone, and the optimal coupling no
+more than a random pairing (+0.3 ± 1.1); pooled, it is worth less than one. `examples/results/text.jsonl` has the runs.
 """
 
 from __future__ import annotations
