@@ -6,10 +6,10 @@ made again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from examples.study.grid import Results
 from examples.study.methods import Method
 from examples.study.report import paired, spread
 
@@ -37,21 +37,17 @@ def compare(
         path: File of the runs.
         against: Methods to which the differences of the first score after "validation" are printed.
     """
-    path = Path(path)
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    made = {(line["method"], line["weight"], line["seed"]): line["scores"] for line in lines}
+    results = Results(Path(path), key=("method", "weight", "seed"))
 
     def scores(name: str, factor: float, seed: int) -> Scores:
         weight = methods[name].weight[1] * factor if methods[name].weight else 0.0
-        key = (name, weight, seed)
-        if key not in made:
-            made[key] = run(methods[name], weight, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                line = {"method": name, "weight": weight, "seed": seed, "scores": made[key]}
-                file.write(json.dumps(line) + "\n")
-            print(f"seed {seed}: {name}, weight {weight:g}: {made[key]}", flush=True)
-        return made[key]
+        key = {"method": name, "weight": weight, "seed": seed}
+        made = results.find(**key)
+        if made is None:
+            made = key | {"scores": run(methods[name], weight, seed)}
+            results.add(**made)
+            print(f"seed {seed}: {name}, weight {weight:g}: {made['scores']}", flush=True)
+        return made["scores"]
 
     chosen, found = {}, {}
     for name, method in methods.items():

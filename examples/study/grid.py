@@ -28,15 +28,16 @@ class Results:
 
     Args:
         path: The file; made by the first `add`.
+        key: The entries that tell one run from another.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, key: Sequence[str] = ("phase", "setting", "method", "factor", "labels", "seed")):
+        self.path, self.key = path, tuple(key)
         text = path.read_text("utf-8") if path.is_file() else ""
         self._cut = bool(text) and not text.endswith("\n")  # a run that was killed may have left half a line
         lines = text.splitlines()
         self.lines = [line for line in map(_parsed, lines) if line is not None]
-        self._by_key = {_key(line): line for line in self.lines}
+        self._by_key = {self._key(line): line for line in self.lines}
 
     def add(self, **line: Any) -> None:
         """Appends a line."""
@@ -45,15 +46,18 @@ class Results:
             file.write("\n" * self._cut + json.dumps(line) + "\n")
         self._cut = False
         self.lines.append(line)
-        self._by_key[_key(line)] = line
+        self._by_key[self._key(line)] = line
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         """The line of one run, if it has been made."""
-        return self._by_key.get(_key(key))
+        return self._by_key.get(self._key(key))
 
     def where(self, **values: Any) -> list[dict[str, Any]]:
         """Lines with these values."""
         return [line for line in self.lines if all(line.get(name) == value for name, value in values.items())]
+
+    def _key(self, line: dict[str, Any]) -> tuple:
+        return tuple(line.get(name) for name in self.key)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -61,10 +65,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
-
-
-def _key(line: dict[str, Any]) -> tuple:
-    return tuple(line.get(name) for name in ("phase", "setting", "method", "factor", "labels", "seed"))
 
 
 @dataclass(frozen=True)
