@@ -12,7 +12,7 @@ from . import graphs, kernels
 from .controls import CONTROLS, control_plan
 from .envelope import with_envelope_gradient
 from .exact import exact
-from .kernel import inner, on_host
+from .kernel import inner, on_host, without_traces
 from .proximal import proximal
 from .result import OTResult
 from .sinkhorn_device import sinkhorn_device
@@ -126,6 +126,7 @@ def solve(
                 solution = graphs.sinkhorn_graph(matrix, a, b, strength, limits, start)
             else:
                 solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
+        solution.plan = without_traces(solution.plan, a)
         cost = inner(solution.plan, matrix)
         value = _dual_value(solution, a, b) if method == "sinkhorn" else cost
         converged = solution.converged & ~torch.isnan(value) & ~torch.isnan(cost)

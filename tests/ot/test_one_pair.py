@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_reprot.ot import one_pair, sinkhorn_host, solve
+from hf_reprot.ot import neuron_cost, one_pair, sinkhorn_host, solve
 from hf_reprot.ot.kernel import cold_potentials, fill_kernel, fill_one, inner
 from hf_reprot.ot.solution import Limits
 from tests.ot.problems import cost_matrix, weights
@@ -123,3 +123,21 @@ def test_sums_that_are_no_numbers():
     costs = inner(plan, M)
     assert costs[0].item() == pytest.approx(11 / 12)
     assert costs[1].isnan()
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "proximal"])
+@pytest.mark.parametrize("even", [True, False])
+def test_the_gradient_in_the_activations_meets_no_subnormal_number(method, even):
+    draw = torch.Generator().manual_seed(0)
+    causes = torch.randn(128, 8, generator=draw)
+    student, teacher = (causes @ torch.randn(8, d, generator=draw) for d in (96, 256))
+    costs = neuron_cost(student, teacher)
+    a = torch.full((96,), 1 / 96) if even else torch.softmax(4 * torch.randn(96, generator=draw), 0)
+    plan = solve(costs, a, method=method).plan
+    exact = solve(costs.double(), a.double(), method=method, tolerance=1e-3).plan
+    smallest = plan[plan > 0].min()
+    assert float(smallest) >= 2**-60 * float(a.min())
+    assert float(exact[exact > 0].min()) < 2**-60 * float(a.min())  # there was something to leave out
+    torch.testing.assert_close(plan.sum(-1), a, rtol=1e-5, atol=0)
+    # with factors of a gradient, 1 / samples and 1 / deviations, it is still a normal number
+    assert float(smallest) * 1e-6 > torch.finfo(plan.dtype).tiny
