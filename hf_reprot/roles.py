@@ -7,8 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Columns of a batch whose names begin so are meant for teachers.
+TEACHER_PREFIX = "teacher_"
 PARTS = ("weight", "classes", "layers", "samples")
 SAMPLES = ("own", "all")
+
+
+def columns_of_student(inputs: Mapping[str, Any], but: Sequence[str] = ()) -> dict[str, Any]:
+    """What a batch holds for the student, without the columns for teachers and those named in `but`."""
+    return {n: value for n, value in inputs.items() if not n.startswith(TEACHER_PREFIX) and n not in but}
 
 
 def check_weight(weight: Any) -> float:

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from .choices import check_choice
 from .images.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
 from .modules import check_not_shared, class_name, forward_parameters, names_of, some
-from .roles import PARTS, SAMPLES, check_classes, check_layers, check_weight
+from .roles import PARTS, SAMPLES, TEACHER_PREFIX, check_classes, check_layers, check_weight
 from .sources import load_pretrained
 
 __all__ = ["Preprocessing", "Teacher", "check_not_shared", "class_name", "names_of"]
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "teacher_"
 # What the student's batch may hold for its loss: no model needs it for its representation.
 _TARGETS = ("start_positions", "end_positions")
 _IMAGES = "pixel_values"
@@ -221,8 +220,8 @@ class Teacher:
             for name, value in inputs.items()
             if "label" not in name and name not in _TARGETS and value is not None
         }
-        own = {k.removeprefix(PREFIX): v for k, v in columns.items() if k.startswith(PREFIX)}
-        shared = {k: v for k, v in columns.items() if not k.startswith(PREFIX)}
+        own = {k.removeprefix(TEACHER_PREFIX): v for k, v in columns.items() if k.startswith(TEACHER_PREFIX)}
+        shared = {k: v for k, v in columns.items() if not k.startswith(TEACHER_PREFIX)}
         # What was made for the teacher comes alone
         taken = {k: v for k, v in own.items() if k in names} or {k: v for k, v in shared.items() if k in names}
         if not taken:  # a plain module, which calls its input what it likes

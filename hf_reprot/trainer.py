@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import BaseImageProcessor, PreTrainedModel, Trainer
+from transformers import (
+    BaseImageProcessor,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from .config import OTTransferConfig
 from .data import AugmentationEpoch, ImageCollator, image_columns, is_transformed, leave_encoded
 from .matching import head_paths
+from .modules import forward_parameters
 from .ot.inverse import InverseTransport
+from .roles import TEACHER_PREFIX, columns_of_student
 from .student import as_student
 from .teacher import Preprocessing, Teacher
+from .tokens import TeacherTokenCollator, pad_token_of
 from .training.auto_layers import AutoLayers, AutoLayersMixin
 from .training.cached import CachedCollator, cached_teachers, check_data, check_layers
 from .training.callback import TransferCallback
@@ -35,8 +44,6 @@ from .training.resume import check_writable
 from .training.several import load_teachers, pairs_of_teachers
 from .training.sharding import place_teachers
 from .training.watch import NonFiniteWatch
-
-TEACHER_PREFIX = "teacher_"
 
 
 class OTTransferTrainer(
@@ -61,7 +68,7 @@ class OTTransferTrainer(
             evaluation mode and never saved.
         args: The settings.
         data_collator: As in `Trainer`. Left out, and with an image processor as `processing_class`, images become
-            `pixel_values` by `ImageCollator`.
+            `pixel_values` by `ImageCollator`; with a tokenizer, `teacher_input_ids` and the like are padded, too.
         teacher_features: A `FeatureCache`, its folder or its repository ("name/features@commit"), or a list of these,
             one for each teacher: features come from there, and no teacher is loaded. A cache that does not belong to
             the run (other data, views, layers, preprocessing) is refused; `teacher_model`, where given as well, says
@@ -126,8 +133,8 @@ class OTTransferTrainer(
         self._given_cost = learned_cost
         if model is not None:
             model = as_student(model)
-        if data_collator is None and isinstance(processing_class, BaseImageProcessor):
-            data_collator = _image_collator(processing_class, train_dataset, eval_dataset)
+        if data_collator is None:
+            data_collator = self._default_collator(processing_class, train_dataset, eval_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -203,11 +210,21 @@ class OTTransferTrainer(
 
     # ---- data ----
 
+    def _default_collator(self, processing_class: Any, *datasets: Any) -> Any:
+        """What makes batches where the user does not say; None: what `Trainer` takes."""
+        if isinstance(processing_class, BaseImageProcessor):
+            return _image_collator(processing_class, *datasets)
+        if isinstance(processing_class, PreTrainedTokenizerBase):
+            pad = pad_token_of(self.teachers[0].model) if self.teachers else 0
+            return TeacherTokenCollator(DataCollatorWithPadding(processing_class), pad)
+        return None
+
     def _set_signature_columns_if_needed(self) -> None:
         known = self._signature_columns is not None
         super()._set_signature_columns_if_needed()
         if not known:
-            self._signature_columns += [TEACHER_PREFIX + name for name in self._signature_columns]
+            taken = [name for teacher in self.teachers for name in forward_parameters(teacher.model)[0]]
+            self._signature_columns += [TEACHER_PREFIX + name for name in (*self._signature_columns, *taken)]
             self._signature_columns += [c for c in getattr(self.data_collator, "input_columns", ()) if c]
 
     def _remove_unused_columns(self, dataset, description: str | None = None):
@@ -245,7 +262,7 @@ class OTTransferTrainer(
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The weighted sum of the terms in training; the student's own loss in evaluation, where no teacher runs."""
-        own = {name: value for name, value in inputs.items() if not name.startswith(TEACHER_PREFIX)}
+        own = columns_of_student(inputs)
         if not model.training:
             return super().compute_loss(model, own, return_outputs, num_items_in_batch)
         with self.transfer.recording():
@@ -291,7 +308,7 @@ class OTTransferTrainer(
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As in `Trainer`; columns meant for teachers are left out."""
-        own = {name: value for name, value in inputs.items() if not name.startswith(TEACHER_PREFIX)}
+        own = columns_of_student(inputs)
         return super().prediction_step(model, own, prediction_loss_only, ignore_keys)
 
     # ---- logs ----

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "hf_reprot"
 # From the top. A room may import those below it, and its own modules.
 ORDER = [
     *("cli", "demo", "compare", "recipe_cache", "recipe", "recipe_file", "trainer", "training", "cache", "hub"),
-    *("plots", "config", "data"),
+    *("plots", "config", "data", "tokens"),
     *("student", "teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot", "lazy"),
     *("modules", "roles", "choices"),
 ]

@@ -17,11 +17,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=results_folder(), help="folder of the results")
     parser.add_argument("--seconds", type=float, help="stop after this long; the same command goes on")
     parser.add_argument("--only", help="only the setting of this name")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these: the others can run elsewhere meanwhile")
     parser.add_argument("--report", action="store_true", help="run nothing")
     given = parser.parse_args()
     study = read(given.file)
     results = Results(given.results / f"{study.name}.jsonl")
-    if not given.report and not run_study(study, results, seconds=given.seconds, only=given.only):
+    some = {"seconds": given.seconds, "only": given.only, "seeds": given.seeds}
+    if not given.report and not run_study(study, results, **some):
         print("stopped before the end: the same command goes on")
     print(report(study, results))
 

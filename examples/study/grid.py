@@ -88,7 +88,14 @@ class _Run:
         }
 
 
-def run_study(study: Study, results: Results, *, seconds: float | None = None, only: str | None = None) -> bool:
+def run_study(
+    study: Study,
+    results: Results,
+    *,
+    seconds: float | None = None,
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+) -> bool:
     """Makes the missing runs of a study.
 
     Args:
@@ -96,6 +103,7 @@ def run_study(study: Study, results: Results, *, seconds: float | None = None, o
         results: What is there already.
         seconds: Stop after this long; another call goes on.
         only: Only the setting of this name.
+        seeds: Of the final runs, only those of these seeds; weights are chosen first all the same.
 
     Returns:
         Whether all is there.
@@ -112,7 +120,9 @@ def run_study(study: Study, results: Results, *, seconds: float | None = None, o
             _make(bench, results, run)
             if seconds is not None and time.perf_counter() - began > seconds:
                 return False
-        final = [run for seed in range(study.seeds) for s in settings for run in _final(study, s, seed, results)]
+        final = [
+            run for seed in seeds or range(study.seeds) for s in settings for run in _final(study, s, seed, results)
+        ]
         missing = [run for run in final if results.find(**run.key) is None]
         progress.update(bar, total=len(missing), completed=0)
         for run in missing:

@@ -13,12 +13,11 @@ from ..layers.activations import Activation, pooled_neurons
 from ..layers.architecture import block_layers, last_layer, stage_layers
 from ..layers.paths import LayerName, core, modules_by_path, unwrap
 from ..matching import resolve_layer
+from ..roles import TEACHER_PREFIX
 from ..taps import Taps
 from ..teacher import Teacher
 from .manifest import LayerFacts
 from .shards import DTYPES, LOGITS
-
-_PREFIX = "teacher_"
 
 
 class Reader:
@@ -84,7 +83,8 @@ class Reader:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         inputs = {k: v[filled].to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         taken = self.teacher.inputs_for(inputs, self.preprocessing)
-        self.columns = self.columns or [_PREFIX + name if _PREFIX + name in batch else name for name in taken]
+        if not self.columns:
+            self.columns = [TEACHER_PREFIX * (TEACHER_PREFIX + name in batch) + name for name in taken]
         with torch.no_grad(), self.taps.armed():
             logits = self.teacher(taken)
         caught = self.taps.take()

@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from transformers import BaseImageProcessor, TrainerCallback
 
 from ..choices import check_choice
+from ..roles import TEACHER_PREFIX
 from .opening import fingerprint, open_image, random_crop
 from .preprocessing import takes_grey
 
@@ -101,7 +102,7 @@ class ImageCollator:
         if labels is not None:
             batch["labels"] = labels
         for name in rows[0]:
-            if name.startswith("teacher_"):
+            if name.startswith(TEACHER_PREFIX):
                 batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rows])
         return batch
 

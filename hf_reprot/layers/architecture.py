@@ -333,4 +333,6 @@ def _reads_class(model: nn.Module) -> bool:
         return True
     if getattr(model, "main_input_name", "") == "pixel_values":
         return not getattr(model.config, "use_mean_pooling", False)
+    if getattr(model.config, "classifier_pooling", "cls") != "cls":  # ModernBERT and its kin
+        return False
     return type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))

@@ -15,6 +15,7 @@ from ..layers.paths import unwrap
 from ..losses.collective import gather_rows, world_size
 from ..matching import LayerPair, LayerPlan, candidate_layers, plan_layers, pooled_tables
 from ..matching.ground import LayerCosts, layer_costs
+from ..roles import columns_of_student
 from ..taps import Taps
 from .learned_cost import as_in_training, unchanged_generators
 
@@ -193,7 +194,7 @@ class AutoLayersMixin:
         self._watch.names = self.transfer.pair_names()
 
     def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {n: v for n, v in inputs.items() if not n.startswith("teacher_") and n not in self.label_names}
+        return columns_of_student(inputs, self.label_names)
 
     def _reached_layers(self, names: Sequence[str]) -> list[str]:
         student, taps = self.transfer.student, Taps(self.transfer.student, list(names))

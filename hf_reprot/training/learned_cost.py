@@ -17,6 +17,7 @@ from ..config import OTTransferConfig
 from ..losses.collective import gather_rows
 from ..ot.inverse import InverseTransport, learn_neuron_cost, neuron_cost_of
 from ..ot.solve import solve
+from ..roles import columns_of_student
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class LearnedCostMixin:
         return [_finite_rows(*map(torch.cat, zip(*pair, strict=True)), most) for pair in zip(*parts, strict=True)]
 
     def _neurons_of(self, inputs: Mapping) -> list[tuple[Tensor, Tensor]]:
-        own = {n: value for n, value in inputs.items() if not n.startswith("teacher_") and n not in self.label_names}
+        own = columns_of_student(inputs, self.label_names)
         with self.accelerator.autocast():
             with self.transfer.recording():
                 self.model_wrapped(**own)

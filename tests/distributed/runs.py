@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_reprot import Teacher
+from tests.cache.samples import build
 from tests.models import Images, convnext, resnet, vit
 from tests.training.runs import CHECKPOINTING, make_trainer, training_logs
 
@@ -84,6 +85,9 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "teachers of some classes": (vit, PARTIAL),
     "teachers of some classes, label-free": (vit, PARTIAL | {"task_weight": 0.0}),
 }
+# With logits; two steps, so that the second sees other rows.
+CACHED = {"cached": True, "kd_weight": 1.0, "max_steps": 2}
+RUNS["features from a cache"] = (vit, CACHED)
 LOCAL = (vit, {"ot_global_batch": False, "ot_weight": 3.0})
 
 
@@ -91,17 +95,21 @@ def run(folder: Path, make: Callable[[], nn.Module], settings: dict[str, Any], p
     """Trains on the same samples whatever the number of processes; logs, gradients of the last step, weights."""
     accumulation = settings.get("gradient_accumulation_steps", 1)
     teacher = settings.get("teacher", lambda: resnet(seed=1))()
-    settings = {name: value for name, value in settings.items() if name != "teacher"}
-    keep = KeepGradients()
+    cached = settings.get("cached", False)
+    settings = {name: value for name, value in settings.items() if name not in ("teacher", "cached")}
+    keep, data = KeepGradients(), Images(3 * SAMPLES, labelled=settings.get("task_weight") != 0)
+    more: dict[str, Any] = {"callbacks": [keep]}
+    if cached:  # the processes build it together
+        more["teacher_features"], teacher = build(folder / "cache", teacher, data, layers="last"), []
     trainer = make_trainer(
         folder,
         model=make(),
         teacher=teacher,
-        data=Images(3 * SAMPLES, labelled=settings.get("task_weight") != 0),
+        data=data,
         per_device_train_batch_size=SAMPLES // processes // accumulation,
         train_sampling_strategy="sequential",
         **{"max_steps": 1, "ot_tolerance": 1e-6, "ot_max_iterations": 5000, **settings},
-        trainer={"callbacks": [keep]},
+        trainer=more,
     )
     trainer.train()
     logs = [{k: v for k, v in e.items() if isinstance(v, int | float)} for e in training_logs(trainer)]

@@ -32,6 +32,11 @@ def test_as_one_process_on_the_same_samples(results, tmp_path, name):
     assert_same_training(results["runs"][name], run(tmp_path, *RUNS[name]))
 
 
+def test_features_from_a_cache_are_those_of_the_live_teacher(results, tmp_path):
+    make, settings = RUNS["features from a cache"]
+    assert_same_training(results["runs"]["features from a cache"], run(tmp_path, make, {**settings, "cached": False}))
+
+
 def test_frozen_parts_stay_as_they_are(results):
     for name in ("label-free, frozen", "label-free with logits, frozen", "frozen, unused, logits"):
         assert not any("embeddings" in parameter for parameter in results["runs"][name]["gradients"])

@@ -266,3 +266,16 @@ def test_the_class_token_stands_for_transformers_models_that_read_it(family, rea
     layer = last_layer(model, "all")
     taken, _ = capture(model, [layer], **batch(family))
     assert (taken[layer].reads_class, taken[layer].prefix) == (reads, 1)
+
+
+@pytest.mark.parametrize(("pooling", "reads"), [("cls", True), ("mean", False)])
+def test_a_text_model_reads_its_class_token_as_its_config_says(pooling, reads):
+    from transformers import ModernBertConfig, ModernBertForSequenceClassification
+
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    config = ModernBertConfig(**sizes, num_attention_heads=2, classifier_pooling=pooling, pad_token_id=0)
+    model = ModernBertForSequenceClassification(config)
+    layer = last_layer(model, "all")
+    ids = torch.randint(1, 40, (2, 5))
+    taken, _ = capture(model, [layer], input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert taken[layer].reads_class == reads

@@ -1,15 +1,22 @@
 """Text encoders: attention masks, a teacher of the same tokens, and one with tokens of its own."""
 
+import datasets
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.utils.data import Dataset
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DataCollatorWithPadding,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    PreTrainedTokenizerFast,
 )
 
+from hf_reprot.teacher import Teacher
+from hf_reprot.tokens import TeacherTokenCollator
 from tests.training.runs import make_trainer, training_logs
 
 VOCABULARY, LENGTH = 50, 12
@@ -79,3 +86,67 @@ def test_a_teacher_with_tokens_of_its_own(tmp_path, vocabulary):
     trainer.train()
     assert training_logs(trainer)[0]["ot_loss"] > 0
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+def _tokenizer(pad: int) -> PreTrainedTokenizerFast:
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token=f"w{pad}")), pad_token=f"w{pad}", unk_token=f"w{pad}"
+    )
+
+
+def _rows(mask: bool) -> list[dict]:
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(16):
+        own, longer = (
+            torch.randint(5, VOCABULARY, (int(size),), generator=draw).tolist() for size in (3 + i % 4, 9 - i % 3)
+        )
+        row = {"input_ids": own, "attention_mask": [1] * len(own), "labels": i % 2, "teacher_input_ids": longer}
+        row["teacher_token_type_ids"] = [0] * (len(longer) - 2) + [1, 1]
+        rows.append(row | ({"teacher_attention_mask": [1] * len(longer)} if mask else {}))
+    return rows
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_two_tokenizers_need_no_collator(tmp_path, mask):
+    """The teacher gets its own tokens, padded with its own padding token, masked, and with their types."""
+    teacher = _teacher()
+    teacher.config.pad_token_id = 4
+    given = []
+    teacher.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+    data = datasets.Dataset.from_list(_rows(mask))
+    trainer = make_trainer(
+        tmp_path,
+        model=_student(),
+        teacher=teacher,
+        data=data,
+        eval_data=data,
+        trainer={"processing_class": _tokenizer(1)},
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert training_logs(trainer)[0]["ot_loss"] > 0
+    batch = given[-1]
+    assert set(batch) >= {"input_ids", "attention_mask", "token_type_ids"}
+    assert ((batch["input_ids"] == 4) >= (batch["attention_mask"] == 0)).all()
+    assert (batch["attention_mask"] == 0).any()
+    assert (batch["token_type_ids"].sum(-1) == 2).all()
+
+
+def test_padding_teachers_tokens_changes_nothing(tmp_path):
+    """A batch of rows of several lengths costs what the rows cost one by one."""
+    rows, logits = _rows(True), []
+    teacher = Teacher(_teacher())
+    collate = TeacherTokenCollator(DataCollatorWithPadding(_tokenizer(1)))
+    for batch in [collate(rows), *[collate([row]) for row in rows]]:
+        assert batch["labels"].shape == batch["input_ids"].shape[:1]
+        logits.append(teacher(teacher.inputs_for(batch)))
+    torch.testing.assert_close(logits[0], torch.cat(logits[1:]), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_without_teachers_columns_are_the_tokenizers(tmp_path):
+    collate = TeacherTokenCollator(DataCollatorWithPadding(_tokenizer(1)), pad=3)
+    rows = [{"input_ids": [5, 6]}, {"input_ids": [7]}]
+    assert collate(rows)["input_ids"].tolist() == [[5, 6], [7, 1]]
+    assert collate.tokenizer.pad_token_id == 1
