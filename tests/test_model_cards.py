@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from examples.study.cards import beside
 from hf_reprot.hub import rebuild_card
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parents[1] / "model_cards").glob("*/transfer.json"))
@@ -21,7 +22,8 @@ def test_is_what_the_code_renders(folder, tmp_path):
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
     (copy / "README.md").unlink()
-    assert rebuild_card(copy).read_text("utf-8") == (folder / "README.md").read_text("utf-8")
+    written = rebuild_card(copy).read_text("utf-8") + beside(folder.name)
+    assert written == (folder / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

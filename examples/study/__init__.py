@@ -3,8 +3,8 @@
     python -m examples.study examples/study/distil.yaml
 
 runs what the file asks for and is not in `examples/study/results/` yet (a killed study goes on where it stopped), and
-prints the table. `--report` only prints. `python -m examples.study.pages` writes the README's tables and the pictures
-from the results.
+prints the table. `--report` only prints. `python -m examples.study.pages` writes the README's tables, the
+pictures and what stands below the cards from the results.
 
 Every method trains the same students on the same images with the same seeds. Its weight is chosen on validation images,
 with the same number of tries for all, on one share of labels and on seeds that no table shows.

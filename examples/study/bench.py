@@ -63,7 +63,7 @@ class Bench:
         return load(**self.study.images, split=seed)
 
     def run(
-        self, setting: Setting, method: str, weight: float | None, labels: int, seed: int, transport: float
+        self, setting: Setting, method: str, weight: float | None, labels: int, seed: int, transport: float | None
     ) -> dict[str, Any]:
         """Trains one student.
 
@@ -81,7 +81,7 @@ class Bench:
         alone = not how.weight or how.weight[0] in ("weight_decay", "l2sp_weight", "bss_weight")
         teacher = None if alone else self._teacher(setting, how, images, seed)
         settings = dict(how.settings) | ({how.weight[0]: weight} if how.weight else {})
-        if how.with_transport:
+        if transport is not None:
             settings["ot_weight"] = transport
         pairs = ["last"]
         if teacher is not None:

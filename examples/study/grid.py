@@ -139,7 +139,7 @@ def _tuning(study: Study, settings: Sequence[Setting], results: Results) -> Iter
     if not study.tuning_labels:
         return
     for setting in settings:
-        for method in sorted(study.methods_of(setting), key=lambda name: METHODS[name].with_transport):
+        for method in sorted(study.methods_of(setting), key=lambda name: METHODS[name].beside is not None):
             if METHODS[method].weight is None:
                 continue
             while factors := _next_factors(study, results, setting.name, method):
@@ -185,7 +185,9 @@ def chosen_factor(results: Results, setting: str, method: str) -> float:
 def _make(bench: Bench, results: Results, run: _Run) -> None:
     how = METHODS[run.method]
     weight = how.weight[1] * run.factor if how.weight else None
-    transport = METHODS["transport"].weight[1] * chosen_factor(results, run.setting.name, "transport")
+    transport = None
+    if how.beside:
+        transport = METHODS[how.beside].weight[1] * chosen_factor(results, run.setting.name, how.beside)
     result = bench.run(run.setting, run.method, weight, run.labels, run.seed, transport)
     results.add(**run.key, **({} if weight is None else {"weight": weight}), **result)
 

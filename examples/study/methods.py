@@ -18,7 +18,7 @@ class Method:
     Attributes:
         weight: Name of the setting that is tuned, and the value from the paper or from first tries around which it is.
         settings: Further settings of `OTTransferConfig`.
-        with_transport: Transport beside it, at the weight that was chosen for transport alone.
+        beside: A method by transport that runs beside it, at the weight that was chosen for that one alone.
         maps: It looks at positions: a remembered teacher has none, and the live one is used.
         blocks: It compares every block of two `ConvNet`s of one depth, beside the last layer.
         label_free: Trained on all images of the pool without a label; then a linear head on the labelled ones.
@@ -26,7 +26,7 @@ class Method:
 
     weight: tuple[str, float] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    with_transport: bool = False
+    beside: str | None = None
     maps: bool = False
     blocks: bool = False
     label_free: bool = False
@@ -63,7 +63,7 @@ METHODS: dict[str, Method] = {
     "BSS": Method(("bss_weight", 1e-3), _ALONE),
     # transport and its controls
     "transport": _transport(),
-    "transport and logits": Method(("kd_weight", 0.5), _LOGITS, with_transport=True),
+    "transport and logits": Method(("kd_weight", 0.5), _LOGITS, beside="transport"),
     "random pairing": _transport(ot_method="random"),
     "identity pairing": _transport(ot_method="identity"),
     "independent": _transport(ot_method="independent"),
@@ -93,6 +93,7 @@ METHODS: dict[str, Method] = {
     "half of the neurons": _transport(select_k=0.5, select_by="transport"),
     "every position": _transport(ot_positions="all"),
     "every position, random pairing": _transport(ot_positions="all", ot_method="random"),
+    "every position and logits": Method(("kd_weight", 0.5), _LOGITS | {"ot_positions": "all"}, beside="every position"),
     "FitNet, every position": Method(
         ("feature_weight", 50.0), {"ot_weight": 0.0, "feature_loss": "fitnet", "ot_positions": "all"}
     ),

@@ -1,4 +1,4 @@
-"""Writes the pages and pictures that stand on a study: docs/study.md, docs/pictures/, and the README's short tables.
+"""Writes what stands on a study: docs/study.md, docs/pictures/, the README's short tables, the cards in model_cards/.
 
 python -m examples.study.pages
 """
@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from hf_reprot.plots import save_figure
 
 from .bench import results_folder
+from .cards import write_cards
 from .footprint import footprint_table
 from .grid import Results
 from .plan import Study, read
-from .report import accuracies, paired, report
+from .report import accuracies, report, short_table
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation")
@@ -58,49 +59,14 @@ def main() -> None:
             picture = ROOT / "docs" / "pictures" / f"study_{name}.png"
             save_figure(labels_figure(study, results), picture)
             parts.append(f"![Accuracy against labels](pictures/{picture.name})")
-        if name in _IN_README and _complete(study, results):
+        if name in _IN_README:
             short.append(short_table(study, results))
     (ROOT / "docs" / "study.md").write_text("\n\n".join(parts) + "\n", "utf-8")
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
-    body = "\n\n".join(short)
+    body = "\n\n".join(filter(None, short))
     readme.write_text(re.sub(f"{_BEGIN}.*?{_END}", lambda _: f"{_BEGIN}\n{body}\n{_END}", text, flags=re.S), "utf-8")
-
-
-def _complete(study: Study, results: Results) -> bool:
-    """Whether every setting that has results has all of its seeds."""
-    settings = [s for s in study.settings if results.where(phase="final", setting=s.name)]
-    return all(
-        len(accuracies(results, setting.name, method, labels)) == study.seeds
-        for setting in settings
-        for method in study.methods_of(setting)
-        for labels in study.labels
-    )
-
-
-def short_table(study: Study, results: Results) -> str:
-    """A row a method, a column a setting: with the most labels, the accuracy and the difference to the reference."""
-    labels = study.labels[-1]
-    settings = [s for s in study.settings if results.where(phase="final", setting=s.name)]
-    methods = list(dict.fromkeys(m for s in settings for m in study.methods_of(s)))
-    rows = []
-    for method in methods:
-        cells = []
-        for setting in settings:
-            values = accuracies(results, setting.name, method, labels)
-            if not values:
-                cells.append("")
-                continue
-            cell = f"{100 * np.mean(list(values.values())):.1f}"
-            if method != study.reference:
-                reference = accuracies(results, setting.name, study.reference, labels)
-                mean, half, _, _ = paired(values, reference)
-                cell += f" ({100 * mean:+.1f} ± {100 * half:.1f})"
-            cells.append(cell)
-        rows.append(f"| {method} | " + " | ".join(cells) + " |")
-    title = f"**{study.title}** ({labels} labels; in brackets against {study.reference}, ± half of the 95 % interval)"
-    head = "| | " + " | ".join(s.name for s in settings) + " |"
-    return "\n".join([title, "", head, "|---" * (len(settings) + 1) + "|", *rows])
+    write_cards()
 
 
 def labels_figure(study: Study, results: Results) -> Figure:

@@ -76,3 +76,43 @@ def _legend(study: Study) -> str:
         f"count says so); beside it the difference to {study.reference} on the same seeds, ± half of its 95 % interval "
         "(in how many seeds ahead)."
     )
+
+
+def short_table(study: Study, results: Results) -> str:
+    """A row a method, a column a setting that is complete: with the most labels, the accuracy and the difference to the
+    reference. Empty where no setting is complete."""
+    labels, settings = study.labels[-1], complete_settings(study, results)
+    if not settings:
+        return ""
+    methods = list(dict.fromkeys(m for s in settings for m in study.methods_of(s)))
+    rows = []
+    for method in methods:
+        cells = []
+        for setting in settings:
+            if method not in study.methods_of(setting):
+                cells.append("")
+                continue
+            values = accuracies(results, setting.name, method, labels)
+            cell = f"{100 * np.mean(list(values.values())):.1f}"
+            if method != study.reference:
+                reference = accuracies(results, setting.name, study.reference, labels)
+                mean, half, _, _ = paired(values, reference)
+                cell += f" ({100 * mean:+.1f} ± {100 * half:.1f})"
+            cells.append(cell)
+        rows.append(f"| {method} | " + " | ".join(cells) + " |")
+    title = f"**{study.title}** ({labels} labels; in brackets against {study.reference}, ± half of the 95 % interval)"
+    head = "| | " + " | ".join(s.name for s in settings) + " |"
+    return "\n".join([title, "", head, "|---" * (len(settings) + 1) + "|", *rows])
+
+
+def complete_settings(study: Study, results: Results) -> list[Setting]:
+    """The settings of which every run has been made."""
+    return [
+        setting
+        for setting in study.settings
+        if all(
+            len(accuracies(results, setting.name, method, labels)) == study.seeds
+            for method in study.methods_of(setting)
+            for labels in study.labels
+        )
+    ]
