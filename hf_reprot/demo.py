@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from .config import OTTransferConfig
 from .images.digits import load_digits_dataset
 from .metrics import accuracy
 from .plots import accuracy_figure, curves_figure, plan_figure, save_figure
+from .quiet import quiet
 from .trainer import OTTransferTrainer
 
 IMAGE = 16
@@ -135,7 +134,7 @@ def run_demo(
         raise ValueError(f"methods must hold {', '.join(sorted(missing))}, which all others are compared with")
     accuracies: dict[tuple[str, str], list[float]] = {(s, m): [] for s in STARTS for m in methods}
     kept: OTTransferTrainer | None = None
-    with _quiet(), Progress() as progress:
+    with quiet(), Progress() as progress:
         bar = progress.add_task("teacher", total=steps * 2 + seeds * (steps + len(accuracies) * steps))
         run = _Run(folder / "runs", data["test"], progress, bar)
         teacher = _teacher()
@@ -292,20 +291,3 @@ def _draw(
     bars = accuracy_figure({start: {m: accuracies[start, m] for m in methods} for start in STARTS})
     figures = {"plan.png": plan, "curves.png": curves, "accuracy.png": bars}
     return [save_figure(figure, folder / name) for name, figure in figures.items()]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """One progress bar instead of the messages of sixty trainers."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    own = logging.getLogger("hf_reprot")
-    before = own.level
-    own.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()
-        own.setLevel(before)

@@ -13,7 +13,7 @@ ORDER = [
     *("cli", "demo", "compare", "recipe_cache", "recipe", "recipe_file", "trainer", "training", "cache", "hub"),
     *("plots", "config", "data", "tokens"),
     *("student", "teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot", "lazy"),
-    *("modules", "roles", "choices"),
+    *("modules", "roles", "quiet", "choices"),
 ]
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import logging
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from examples.carriers.fetch import cache_folder
 from hf_reprot import OTTransferConfig, OTTransferTrainer, load_student
 from hf_reprot.matching import resolve_layer
 from hf_reprot.metrics import accuracy
+from hf_reprot.quiet import quiet
 from hf_reprot.student import evaluating
 from hf_reprot.taps import Taps, pair_neurons
 
@@ -101,7 +99,7 @@ class Bench:
 
     def _train(self, student, teacher, data: Pixels, images: Images, seed: int, settings: dict[str, Any]) -> nn.Module:
         study = self.study
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, quiet():
             config = OTTransferConfig(
                 output_dir=folder,
                 seed=seed,
@@ -266,19 +264,6 @@ def _batches(data: Pixels):
 
 def _logits(outputs: Any) -> Tensor:
     return outputs["logits"] if isinstance(outputs, dict) else outputs.logits
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    own = logging.getLogger("hf_reprot")
-    level, before = transformers.logging.get_verbosity(), own.level
-    transformers.logging.set_verbosity_error()
-    own.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        own.setLevel(before)
 
 
 def results_folder() -> Path:

@@ -1,0 +1,26 @@
+"""Silence for runs of many trainers, of which one progress bar tells enough."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import transformers
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Only errors of transformers and of this package, and no bars of transformers; afterwards all is as before."""
+    own, theirs = logging.getLogger("hf_reprot"), transformers.logging
+    before, level, bars = own.level, theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    own.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        own.setLevel(before)
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
