@@ -57,6 +57,7 @@ class Study:
         teacher_steps: Of a teacher's own training.
         teacher_size: Height and width at which a pretrained teacher sees the images; the student's, if not given.
         reference: The method that others are compared with, pair by pair.
+        shown: The number of labels that the README's table shows; the largest, if not given.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Study:
     teacher_steps: int = 1000
     teacher_size: int | None = None
     reference: str = "transport"
+    shown: int | None = None
     notes: str = ""
 
     def methods_of(self, setting: Setting) -> list[str]:

@@ -79,9 +79,9 @@ def _legend(study: Study) -> str:
 
 
 def short_table(study: Study, results: Results) -> str:
-    """A row a method, a column a setting that is complete: with the most labels, the accuracy and the difference to the
-    reference. Empty where no setting is complete."""
-    labels, settings = study.labels[-1], complete_settings(study, results)
+    """A row a method, a column a setting that is complete: with `study.shown` labels, the accuracy and the difference to
+    the reference. Empty where no setting is complete."""
+    labels, settings = study.shown or study.labels[-1], complete_settings(study, results)
     if not settings:
         return ""
     methods = list(dict.fromkeys(m for s in settings for m in study.methods_of(s)))
