@@ -22,7 +22,7 @@ from .report import accuracies, report, short_table
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation")
-_IN_README = ("finetune", "distil", "small", "coupling")
+_IN_README = ("finetune", "finetune_fashion", "distil", "small", "coupling")
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 _HEAD = """# What was measured
 

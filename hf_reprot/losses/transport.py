@@ -319,9 +319,9 @@ def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
         rows = plan.sum(-1)
         # H(P) - H(a): the entropy of a row, averaged with the rows' weights; log takes a quarter of xlogy's time
         logs_of_plan = plan.clamp_min(torch.finfo(plan.dtype).tiny).log_()
-        entropy = torch.special.xlogy(rows, rows).sum() - (plan * logs_of_plan).sum()
+        entropy = torch.special.xlogy(rows, rows).sum() - _inner(plan, logs_of_plan)
         logs = {
-            "cost": (plan * term.matrix.float()).sum(),
+            "cost": _inner(plan, term.matrix.float()),
             "plan_entropy": entropy,
             "dropped": 1.0 - term.gate.open.float(),
             "skipped": (term.count < 2).float(),
@@ -333,6 +333,10 @@ def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
             logs["marginal_error"] = term.result.marginal_error.float()
             logs["iterations"] = term.result.iterations.float()
         return {name: torch.nan_to_num(value.detach()) for name, value in logs.items()}
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    return torch.dot(x.reshape(-1), y.reshape(-1))
 
 
 def _alive(variance: Tensor, mean: Tensor) -> Tensor:

@@ -45,13 +45,10 @@ def cost_from_moments(moments: PairMoments, *, standardize: bool = True, cost: s
     """Cost matrix (d_s, d_t) from moments: see `neuron_cost`."""
     check_choice("cost", cost, COSTS)
     if standardize:
-        alive_s, inverse_s = _inverse_deviation(moments.mean_s, moments.var_s)
-        alive_t, inverse_t = _inverse_deviation(moments.mean_t, moments.var_t)
-        correlation = moments.cov * inverse_s[:, None] * inverse_t
-        matrix = (alive_s[:, None] + alive_t) - 2 * correlation
-    else:
-        matrix = moments.var_s[:, None] + moments.var_t - 2 * moments.cov
-        matrix = matrix + (moments.mean_s[:, None] - moments.mean_t).square()
+        alive = [varies(moments.mean_s, moments.var_s), varies(moments.mean_t, moments.var_t)]
+        return _Standardised.apply(moments.cov, moments.var_s, moments.var_t, *alive)
+    matrix = moments.var_s[:, None] + moments.var_t - 2 * moments.cov
+    matrix = matrix + (moments.mean_s[:, None] - moments.mean_t).square()
     return matrix.clamp_min(0)
 
 
@@ -64,8 +61,31 @@ def varies(mean: Tensor, variance: Tensor) -> Tensor:
     return variance.detach() > (4 * info.eps * mean.detach()).square().clamp_min(info.max ** (-2 / 3))
 
 
-def _inverse_deviation(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """(d,) 1 for neurons that vary, and 1 / standard deviation; 0 and 0 for constant ones, with a gradient of 0."""
-    alive = varies(mean, variance)
-    inverse = torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)
-    return alive.to(variance.dtype), inverse
+class _Standardised(torch.autograd.Function):
+    """M_ij = alive_i + alive_j - 2 cov_ij / (sd_i sd_j), at least 0, where a neuron that is not alive is 0 everywhere.
+
+        dL/dcov_ij = -2 G_ij / (sd_i sd_j)      dL/dvar_i = -(1 / (2 var_i)) sum_j cov_ij dL/dcov_ij
+
+    for G = dL/dM where M > 0. In place: between wide layers, memory for a matrix is dearer than a pass over it.
+    """
+
+    @staticmethod
+    def forward(ctx, cov: Tensor, var_s: Tensor, var_t: Tensor, alive_s: Tensor, alive_t: Tensor) -> Tensor:
+        inverse_s, inverse_t = (
+            torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)
+            for alive, variance in ((alive_s, var_s), (alive_t, var_t))
+        )
+        matrix = torch.mul(cov, -2 * inverse_s[:, None]).mul_(inverse_t)
+        matrix.add_(alive_s.to(cov)[:, None]).add_(alive_t.to(cov)).clamp_min_(0)
+        ctx.save_for_backward(cov, inverse_s, inverse_t, matrix)
+        return matrix
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_matrix: Tensor):
+        cov, inverse_s, inverse_t, matrix = ctx.saved_tensors
+        d_cov = torch.where(matrix > 0, d_matrix, 0.0).mul_(-2 * inverse_s[:, None]).mul_(inverse_t)
+        product = cov * d_cov
+        d_var_s = -0.5 * inverse_s.square() * product.sum(1)
+        d_var_t = -0.5 * inverse_t.square() * product.sum(0)
+        return d_cov, d_var_s, d_var_t, None, None
