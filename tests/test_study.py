@@ -12,7 +12,7 @@ from examples.study import bench, grid, networks
 from examples.study.grid import Results, chosen_factor, run_study
 from examples.study.images import Images, Pixels, processor_of
 from examples.study.plan import read
-from examples.study.report import accuracies, paired, report
+from examples.study.report import accuracies, paired, report, short_table
 
 STUDY = """
 name: tiny
@@ -20,8 +20,8 @@ title: A tiny study
 images: {name: made-up, size: 8, pool: 24, validation: 10, test: 20}
 settings:
   - {name: pruned, teacher: conv-6-8, student: conv-4-4, start: kept}
-  - {name: "to ViT", teacher: conv-6-8, student: vit-8-1, without: [FitNet]}
-methods: [student alone, logits, transport, FitNet]
+  - {name: "to ViT", teacher: conv-6-8, student: vit-8-2, without: [FitNet]}
+methods: [student alone, logits, transport, FitNet, every position and logits]
 labels: [12]
 seeds: 2
 steps: 2
@@ -59,11 +59,14 @@ def test_a_study_runs_goes_on_and_prints(study, tmp_path):
     assert len(path.read_text().splitlines()) == 2  # the machine, and that run
     path.write_text(path.read_text() + '{"phase": "tuning", "sett')  # killed in the middle of a line
     results = Results(path)
+    assert run_study(study, results, seeds=[1])
+    assert {line["seed"] for line in results.where(phase="final")} == {1}
+    assert short_table(study, results) == ""  # no setting is complete
     assert run_study(study, results)
     tried = Counter((line["setting"], line["method"]) for line in results.where(phase="tuning"))
-    assert len(tried) == 3 + 2
+    assert len(tried) == 4 + 3
     assert all(3 <= count <= 5 for count in tried.values())
-    assert len(results.where(phase="final")) == 2 * (4 + 3)
+    assert len(results.where(phase="final")) == 2 * (5 + 4)
     lines = len(path.read_text().splitlines())
     assert run_study(study, Results(path))
     assert len(path.read_text().splitlines()) == lines  # nothing is run twice
@@ -72,6 +75,9 @@ def test_a_study_runs_goes_on_and_prints(study, tmp_path):
     assert text.count("| FitNet |") == 1
     values = accuracies(Results(path), "pruned", "transport", 12)
     assert f"{100 * np.mean(list(values.values())):.1f} ± " in text
+    short = short_table(study, Results(path))
+    assert f"| transport | {100 * np.mean(list(values.values())):.1f} |" in short
+    assert [row.count("|") for row in short.splitlines()[2:]] == [4] * 7
 
 
 def test_the_best_weight_on_validation_images_is_chosen(tmp_path):
