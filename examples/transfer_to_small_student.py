@@ -5,7 +5,8 @@
     python examples/transfer_to_small_student.py --teacher models/lite0 --dataset data/cutouts
 
 The teacher's classes are others than the student's, so that only its representation can be transferred. Any hub id
-goes in the place of `--teacher`; `--ot-weight 0` is training from scratch, `--method random` the control.
+goes in the place of `--teacher`; `--ot-weight 0` is training from scratch, `--method random` the control. With
+`--label-free`, the student first learns the representation from all images, and then only its head from `--labels`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--ot-weight", type=float, default=5.0)
     parser.add_argument("--method", default="sinkhorn", help="sinkhorn, proximal, exact, or a control")
     parser.add_argument("--labels", type=int, help="use this many training images only")
+    parser.add_argument("--label-free", action="store_true", help="labels are for the head only, afterwards")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--epochs", type=float, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -38,12 +40,13 @@ def main() -> None:
 
     data = load_image_dataset(given.dataset)
     image, label = image_columns(data)
-    train = data["train"]
+    labelled = data["train"]
     if given.labels is not None:
-        train = train.train_test_split(train_size=given.labels, stratify_by_column=label, seed=given.seed)["train"]
+        split = labelled.train_test_split(train_size=given.labels, stratify_by_column=label, seed=given.seed)
+        labelled = split["train"]
     student = create_timm_student(
         given.student,
-        label_names(train, label),
+        label_names(labelled, label),
         pretrained_cfg={"input_size": [3, given.image_size, given.image_size], "crop_pct": 1.0},
     )
     processor = TimmWrapperImageProcessor(pretrained_cfg=student.config.pretrained_cfg)
@@ -52,6 +55,7 @@ def main() -> None:
         teacher_model=given.teacher if given.ot_weight > 0 else None,
         args=OTTransferConfig(
             output_dir=given.output,
+            task_weight=0.0 if given.label_free else 1.0,
             ot_weight=given.ot_weight,
             ot_method=given.method,
             layer_pairs="last",
@@ -66,12 +70,14 @@ def main() -> None:
             seed=given.seed,
         ),
         data_collator=ImageCollator(processor, augmentation="flip", image_column=image, label_column=label),
-        train_dataset=train,
+        train_dataset=data["train"] if given.label_free else labelled,
         eval_dataset=data["test"],
         processing_class=processor,
         compute_metrics=accuracy,
     )
     trainer.train()
+    if given.label_free:
+        print(trainer.fit_head(labelled))
     print(f"test accuracy {trainer.evaluate()['eval_accuracy']:.3f}")
     trainer.save_model()
 

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from .config import OTTransferConfig
 from .data import ImageCollator, image_columns, label_names, load_image_dataset
+from .head import linear_head
 from .metrics import accuracy
 from .recipe_file import read_recipe_file
 from .student import create_timm_student, load_student
@@ -58,6 +59,12 @@ class Recipe:
     label_column: str | None = _setting(None, "Column of the labels; default: the one of type ClassLabel.")
     max_train_samples: int | None = _setting(None, "Train on this many samples at most, drawn with the run's seed.")
     max_eval_samples: int | None = _setting(None, "Evaluate on this many samples at most.")
+    fit_head: bool = _setting(
+        False, "After training, fit the head to labelled samples, the rest as it is: for task_weight 0."
+    )
+    head_samples: int | None = _setting(
+        None, "Fit the head to this many of the training samples at most, equal shares of every class."
+    )
     augmentation: str = _setting("flip", 'Augmentation in training: "none", "flip" or "crop+flip".')
     image_size: int | None = _setting(None, "Height and width that a new timm student is made for.")
     student_from_scratch: bool = _setting(False, "Take only the config of a hub student, with new random weights.")
@@ -194,6 +201,7 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
 def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer:
     """The trainer of a recipe, checked and ready to train."""
     prepared = prepare(recipe, config)
+    _check_head(recipe, prepared)
     return OTTransferTrainer(
         model=prepared.student,
         teacher_model=teachers_of(recipe) or None,
@@ -211,6 +219,8 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
     """Trains, evaluates, saves and, where asked, pushes."""
     trainer = build_trainer(recipe, config)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if recipe.fit_head:
+        trainer.fit_head(_head_samples(trainer.train_dataset, recipe, config.seed))
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if metrics:
         trainer.log_metrics("eval", metrics)
@@ -221,6 +231,22 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
     else:
         trainer.save_model()
     return RunResult(trainer, metrics, Path(config.output_dir))
+
+
+def _check_head(recipe: Recipe, prepared: Prepared) -> None:
+    if recipe.head_samples is not None and not recipe.fit_head:
+        raise ValueError("head_samples says how many samples the head is fitted to: set fit_head, too")
+    if recipe.fit_head:
+        linear_head(prepared.student)
+        if prepared.names is None:
+            raise ValueError(f"fit_head needs labels, and {recipe.dataset} has none")
+
+
+def _head_samples(data: Any, recipe: Recipe, seed: int) -> Any:
+    if recipe.head_samples is None or recipe.head_samples >= len(data):
+        return data
+    _, label = image_columns(data)
+    return data.train_test_split(train_size=recipe.head_samples, stratify_by_column=label, seed=seed)["train"]
 
 
 def _student_and_processor(recipe: Recipe, names: Sequence[str] | None):

@@ -34,6 +34,7 @@ from .training.checkpointing import CheckpointingMixin
 from .training.companions import CompanionsMixin
 from .training.default_weight import settle_ot_weight
 from .training.guard import GradientGuard
+from .training.head import HeadMixin
 from .training.launch import check_launch
 from .training.learned_cost import LearnedCostMixin
 from .training.meter import Meter
@@ -47,7 +48,7 @@ from .training.watch import NonFiniteWatch
 
 
 class OTTransferTrainer(
-    AutoLayersMixin, LearnedCostMixin, CompanionsMixin, CheckpointingMixin, PublishingMixin, Trainer
+    AutoLayersMixin, LearnedCostMixin, CompanionsMixin, CheckpointingMixin, PublishingMixin, HeadMixin, Trainer
 ):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
 

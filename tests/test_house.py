@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1] / "hf_reprot"
 ORDER = [
     *("cli", "demo", "compare", "recipe_cache", "recipe", "recipe_file", "trainer", "training", "cache", "hub"),
     *("plots", "config", "data", "tokens"),
-    *("student", "teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot", "lazy"),
-    *("modules", "roles", "quiet", "choices"),
+    *("head", "student", "teacher", "sources", "images", "metrics", "matching", "taps", "layers", "losses", "ot"),
+    *("lazy", "modules", "roles", "quiet", "choices"),
 ]
 
 

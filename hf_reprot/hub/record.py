@@ -71,6 +71,21 @@ class LayerPlanFacts:
 
 
 @dataclass
+class HeadFacts:
+    """A head that was fitted after training, by logistic regression on a representation that stayed as it was.
+
+    Attributes:
+        samples: Labelled samples.
+        strength: Inverse strength of the penalty.
+        accuracy: Of cross-validation on these samples.
+    """
+
+    samples: int
+    strength: float
+    accuracy: float | None = None
+
+
+@dataclass
 class Evaluation:
     """Metrics on one data set, by name without the prefix `eval_`."""
 
@@ -104,6 +119,7 @@ class RunRecord:
         hardware: What the training ran on.
         seconds: Duration of the training.
         step: Optimiser steps taken.
+        head: A head that was fitted afterwards.
         history: The training log: one mapping of numbers an entry, with "step".
         tags: Tags beside those that the card sets by itself.
         language: Languages of a text model.
@@ -131,6 +147,7 @@ class RunRecord:
     hardware: str | None = None
     seconds: float | None = None
     step: int | None = None
+    head: HeadFacts | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     language: list[str] = field(default_factory=list)

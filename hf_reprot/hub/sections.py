@@ -155,6 +155,9 @@ def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
     if record.step is not None:
         time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
         rows.append(("Optimiser steps", f"{record.step:,}{time}"))
+    if record.head is not None:
+        found = f", accuracy there {record.head.accuracy:.3f} (cross-validation)" if record.head.accuracy else ""
+        rows.append(("Head", f"afterwards, by logistic regression on {record.head.samples:,} labelled samples{found}"))
     return rows
 
 

@@ -6,6 +6,8 @@ import torch
 from hf_reprot.losses.collective import bytes_per_merge
 from tests.distributed.runs import LOCAL, RUNS, run
 from tests.distributed.worker import UNEVEN, resumable
+from tests.models import Images
+from tests.training.runs import make_trainer
 
 pytestmark = pytest.mark.distributed
 
@@ -35,6 +37,14 @@ def test_as_one_process_on_the_same_samples(results, tmp_path, name):
 def test_features_from_a_cache_are_those_of_the_live_teacher(results, tmp_path):
     make, settings = RUNS["features from a cache"]
     assert_same_training(results["runs"]["features from a cache"], run(tmp_path, make, {**settings, "cached": False}))
+
+
+def test_a_head_is_fitted_to_the_samples_of_both(results, tmp_path):
+    found = results["fitted_head"]
+    trainer = make_trainer(tmp_path, task_weight=0.0)
+    assert (found["samples"], found["equal"]) == (trainer.fit_head(Images(27)).samples, True)
+    for name, value in found["weights"].items():
+        torch.testing.assert_close(value, trainer.model.state_dict()[name], rtol=1e-2, atol=1e-3)
 
 
 def test_frozen_parts_stay_as_they_are(results):

@@ -226,12 +226,21 @@ def poisoned(folder: Path, side: str, value: float, steps, max_steps: int) -> di
     }
 
 
+def fitted_head(folder: Path) -> dict[str, Any]:
+    """A head fitted to 27 samples: what it was fitted to, and whether both processes have the same."""
+    trainer = make_trainer(folder / "head", task_weight=0.0)
+    fit = trainer.fit_head(Images(27))
+    weights = {name: value for name, value in trainer.model.state_dict().items() if name.startswith("classifier")}
+    flat = gathered(torch.cat([value.flatten() for value in weights.values()]))
+    return {"samples": fit.samples, "weights": weights, "equal": bool(torch.equal(flat[0], flat[1]))}
+
+
 def everything(folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"runs": {}}
     for name, (make, settings) in RUNS.items():
         results["runs"][name] = run(folder / "runs", make, settings, processes=2)
     results["local"] = run(folder / "runs", *LOCAL, processes=2)
-    for job in (loss_alone, fully_sharded, not_finite, resumed, *sharded.JOBS):
+    for job in (loss_alone, fully_sharded, not_finite, resumed, fitted_head, *sharded.JOBS):
         results[job.__name__] = job(folder)
     return results
 
