@@ -79,8 +79,8 @@ def _legend(study: Study) -> str:
 
 
 def short_table(study: Study, results: Results) -> str:
-    """A row a method, a column a setting that is complete: with `study.shown` labels, the accuracy and the difference to
-    the reference. Empty where no setting is complete."""
+    """A row a method, a column a setting that is complete: with `study.shown` labels, the accuracy and the difference
+    to the reference. Empty where no setting is complete."""
     labels, settings = study.shown or study.labels[-1], complete_settings(study, results)
     if not settings:
         return ""
