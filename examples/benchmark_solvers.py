@@ -153,6 +153,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--clock", default="wall", choices=CLOCKS, help="cpu: seconds of computing, on a busy machine (one thread)"
     )
     parser.add_argument("--cold", action="store_true", help="the first run of each turn, right after another solver")
+    parser.add_argument(
+        "--flush-subnormals",
+        action="store_true",
+        help="let the processor take subnormal numbers for 0, for all solvers",
+    )
     parser.add_argument("--real", action="store_true", help="activations of real networks instead of the shapes")
     parser.add_argument("--vit", help="folder that `python -m examples.carriers dinov2-small` wrote")
     parser.add_argument("--only", nargs="*", help="of these, the problems whose names begin so")
@@ -163,6 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     console = Console()
+    torch.set_flush_denormal(options.flush_subnormals)
     if options.clock == "cpu":  # computing time adds up over threads
         torch.set_num_threads(1)
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"

@@ -9,11 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from .matching import head_paths
@@ -42,7 +37,11 @@ class HeadFit:
     accuracy: float | None
 
 
-def fit_head(student: nn.Module, batches: Iterable[tuple[Mapping[str, Any], Tensor]]) -> HeadFit:
+def fit_head(
+    student: nn.Module,
+    batches: Iterable[tuple[Mapping[str, Any], Tensor]],
+    together: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] = tuple,
+) -> HeadFit:
     """Fits the last linear layer of a student to labelled samples; nothing else of it changes.
 
     Logistic regression on standardised features, with a penalty chosen by cross-validation: with few labels this is
@@ -51,12 +50,13 @@ def fit_head(student: nn.Module, batches: Iterable[tuple[Mapping[str, Any], Tens
     Args:
         student: With a head for the classes, on the device of the batches.
         batches: (inputs of the student, labels), each sample once.
+        together: Brings the (features, labels) of a batch of all processes together.
 
     Raises:
         ValueError: the student has no single linear head, or a class has no sample.
     """
     _, layer = linear_head(student)
-    features, labels = collect(student, layer, batches)
+    features, labels = _collect(student, layer, batches, together)
     return write_head(layer, features, labels, class_names(student))
 
 
@@ -83,23 +83,8 @@ def linear_head(student: nn.Module) -> tuple[str, nn.Linear]:
     return path, layer
 
 
-def collect(
-    student: nn.Module,
-    layer: nn.Linear,
-    batches: Iterable[tuple[Mapping[str, Any], Tensor]],
-    together: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] = tuple,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What goes into a layer, and the labels, of every sample.
-
-    Args:
-        student: Runs in evaluation mode.
-        layer: The layer.
-        batches: (inputs, labels).
-        together: Brings (features, labels) of all processes together.
-
-    Raises:
-        ValueError: the layer gets more than one row a sample.
-    """
+def _collect(student: nn.Module, layer: nn.Linear, batches, together) -> tuple[np.ndarray, np.ndarray]:
+    """What goes into a layer, and the labels, of every sample; the student runs in evaluation mode."""
     caught: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, given: caught.append(given[0].detach()))
     rows: list[Tensor] = []
@@ -143,6 +128,10 @@ def write_head(layer: nn.Linear, features: np.ndarray, labels: np.ndarray, names
 
 
 def _regression(strength: float, bias: bool):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(
         StandardScaler(with_mean=bias), LogisticRegression(C=strength, fit_intercept=bias, max_iter=_STEPS)
     )
@@ -150,6 +139,9 @@ def _regression(strength: float, bias: bool):
 
 def _choose(features: np.ndarray, labels: np.ndarray, bias: bool) -> tuple[float, float | None]:
     """The strength with the best likelihood on samples left out, and the accuracy there."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
     if len(labels) > _TRIED_ON:
         few = np.random.default_rng(0).permutation(len(labels))[:_TRIED_ON]
         features, labels = features[few], labels[few]

@@ -47,6 +47,28 @@ def test_the_table_of_solvers(capsys, tmp_path):
     assert path.stat().st_size > 1000
 
 
+@pytest.mark.parametrize("option", ["--cold", "--flush-subnormals"])
+def test_other_conditions_for_all_solvers(capsys, tmp_path, option):
+    supported = torch.set_flush_denormal(False)
+    small = ["--shapes", "12x17", "--samples", "64", "--repeats", "1", "--plot", str(tmp_path / "times.png")]
+    try:
+        benchmark_solvers.main([*small, option])
+        flushed = float(torch.tensor(1e-30) * torch.tensor(1e-10)) == 0
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == (option == "--flush-subnormals" and supported)
+    assert "hf_reprot" in capsys.readouterr().out
+
+
+def test_a_turn_counts_without_its_first_run():
+    taken = []
+    options = argparse.Namespace(device="cpu", clock="wall", repeats=2, seconds=9, cold=False)
+    assert len(benchmark_solvers.measure({"a": lambda: taken.append(1)}, options)["a"]) == 4
+    assert len(taken) == 6
+    options.cold = True
+    assert len(benchmark_solvers.measure({"a": lambda: taken.append(1)}, options)["a"]) == 2
+
+
 def test_curves(tmp_path):
     options = argparse.Namespace(device="cpu", relative_epsilon=0.05, tolerance=1e-3, seconds=1.0)
     curves = {

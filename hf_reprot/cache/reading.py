@@ -84,7 +84,7 @@ class Reader:
         inputs = {k: v[filled].to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         taken = self.teacher.inputs_for(inputs, self.preprocessing)
         if not self.columns:
-            self.columns = [TEACHER_PREFIX * (TEACHER_PREFIX + name in batch) + name for name in taken]
+            self.columns = [own if (own := TEACHER_PREFIX + name) in batch else name for name in taken]
         with torch.no_grad(), self.taps.armed():
             logits = self.teacher(taken)
         caught = self.taps.take()

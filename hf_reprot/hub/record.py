@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..head import HeadFit
 from .licenses import License
 from .privacy import public
 from .provenance import DataFacts, ModelFacts, Start
@@ -68,21 +69,6 @@ class LayerPlanFacts:
     cost: list[list[float]]
     teacher_index: int = 0
     picture: str | None = None
-
-
-@dataclass
-class HeadFacts:
-    """A head that was fitted after training, by logistic regression on a representation that stayed as it was.
-
-    Attributes:
-        samples: Labelled samples.
-        strength: Inverse strength of the penalty.
-        accuracy: Of cross-validation on these samples.
-    """
-
-    samples: int
-    strength: float
-    accuracy: float | None = None
 
 
 @dataclass
@@ -147,7 +133,7 @@ class RunRecord:
     hardware: str | None = None
     seconds: float | None = None
     step: int | None = None
-    head: HeadFacts | None = None
+    head: HeadFit | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     language: list[str] = field(default_factory=list)

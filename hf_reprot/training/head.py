@@ -9,8 +9,7 @@ from typing import Any
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from ..head import HeadFit, collect, linear_head, write_head
-from ..modules import class_names
+from ..head import HeadFit, fit_head, linear_head
 from ..roles import columns_of_student
 
 logger = logging.getLogger(__name__)
@@ -48,14 +47,12 @@ class HeadMixin:
                 "hf_reprot.head.fit_head"
             )
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        _, layer = linear_head(student)
         loader = self.get_eval_dataloader(self.train_dataset if dataset is None else dataset)
         with self.compute_loss_context_manager():
-            features, labels = collect(
-                student, layer, self._labelled_batches(loader), self.accelerator.gather_for_metrics
-            )
-        self.head_fit = write_head(layer, features, labels, class_names(student))
-        for parameter in layer.parameters():  # logistic regression may round otherwise on another machine
+            self.head_fit = fit_head(student, self._labelled_batches(loader), self.accelerator.gather_for_metrics)
+        for parameter in linear_head(student)[
+            1
+        ].parameters():  # logistic regression may round otherwise on another machine
             parameter.data.copy_(broadcast(parameter.data, from_process=0))
         logger.info("The head was fitted to %s samples: %s", self.head_fit.samples, self.head_fit)
         return self.head_fit

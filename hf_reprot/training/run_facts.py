@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -25,7 +24,7 @@ from ..hub.provenance import (
     task_of,
     teacher_facts,
 )
-from ..hub.record import Evaluation, HeadFacts, LayerPlanFacts, PairFacts, RunRecord, thinned_log
+from ..hub.record import Evaluation, LayerPlanFacts, PairFacts, RunRecord, thinned_log
 from ..hub.speed import device_name, made_up_batch, measure_speed, shape_text
 from ..modules import class_count, class_names
 from ..student import evaluating
@@ -94,7 +93,7 @@ def collect_record(
         versions=_versions(),
         hardware=_hardware(trainer),
         step=trainer.state.global_step,
-        head=HeadFacts(**dataclasses.asdict(trainer.head_fit)) if trainer.head_fit is not None else None,
+        head=trainer.head_fit,
         seconds=next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None),
         history=thinned_log(log),
         tags=[*listed(said.get("tags")), *(getattr(student, "model_tags", None) or ())],
