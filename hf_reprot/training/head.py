@@ -50,9 +50,8 @@ class HeadMixin:
         loader = self.get_eval_dataloader(self.train_dataset if dataset is None else dataset)
         with self.compute_loss_context_manager():
             self.head_fit = fit_head(student, self._labelled_batches(loader), self.accelerator.gather_for_metrics)
-        for parameter in linear_head(student)[
-            1
-        ].parameters():  # logistic regression may round otherwise on another machine
+        _, layer = linear_head(student)
+        for parameter in layer.parameters():  # another machine may have rounded otherwise
             parameter.data.copy_(broadcast(parameter.data, from_process=0))
         logger.info("The head was fitted to %s samples: %s", self.head_fit.samples, self.head_fit)
         return self.head_fit
