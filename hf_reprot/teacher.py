@@ -312,7 +312,7 @@ class Teacher:
             self._warned = True
             logger.warning(
                 "How the student's pixel_values were normalised is not known: the teacher %s gets them as they are. "
-                "Give processing_class, or a column teacher_pixel_values.",
+                "Give the student's image processor as processing_class, or a column teacher_pixel_values.",
                 self.title,
             )
         return convert_images(images, preprocessing, self.preprocessing, size=self.size, channels=self.channels)

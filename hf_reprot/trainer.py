@@ -151,7 +151,7 @@ class OTTransferTrainer(
         self.preprocessing = (
             Preprocessing.of(processing_class)
             or Preprocessing.of(getattr(self.data_collator, "processor", None))
-            or Preprocessing.of(self.model)
+            or Preprocessing.size_of(self.model)  # who prepared the images did not say how
         )
         place_teachers(self)
         self.add_callback(TransferCallback(self))

@@ -70,6 +70,12 @@ class Preprocessing:
             return _of_model(thing)
         return None
 
+    @classmethod
+    def size_of(cls, model: nn.Module) -> Preprocessing | None:
+        """The image size that a model tells, and nothing of a normalisation: what it was made for is not what was done."""
+        told = _of_model(model)
+        return cls(size=told.size) if told is not None and told.size is not None else None
+
 
 def convert_images(
     images: Tensor,

@@ -200,10 +200,14 @@ def check_data(trainer: Any) -> None:
     caches = [teacher.cache for teacher in trainer.teachers if isinstance(teacher, CachedTeacher)]
     for cache in caches:
         theirs, ours = cache.settings.pixels, PixelFacts.of(trainer.preprocessing)
-        if theirs is not None and ours is not None and theirs != ours:
-            fields = [
-                f.name for f in dataclasses.fields(PixelFacts) if getattr(theirs, f.name) != getattr(ours, f.name)
-            ]
+        known = trainer.preprocessing is not None and trainer.preprocessing.normalises
+        fields = [
+            f.name
+            for f in dataclasses.fields(PixelFacts)
+            if theirs is not None and ours is not None and getattr(theirs, f.name) != getattr(ours, f.name)
+            if known or f.name == "size"  # of images prepared by the caller, rows are compared below
+        ]
+        if fields:
             said = "; ".join(f"{n} {getattr(theirs, n)} there and {getattr(ours, n)} here" for n in fields)
             raise CacheError(f"the feature cache {cache.title} was built with other preprocessing: {said}")
     data, collator = trainer.train_dataset, trainer.data_collator

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import OTTransferConfig
+from ..images.preprocessing import image_channels
 from ..student import evaluating
 from .cached import CachedTeacher
 from .objective import TransferObjective, pair_name
@@ -117,8 +118,7 @@ def _made_up_batch(student: nn.Module, objective: TransferObjective, device: tor
     main = getattr(student, "main_input_name", None)
     generator = torch.Generator().manual_seed(0)
     if main == "pixel_values" and objective.preprocessing is not None and objective.preprocessing.size is not None:
-        channels = len(objective.preprocessing.mean) if objective.preprocessing.mean is not None else 3
-        channels = getattr(getattr(student, "config", None), "num_channels", None) or channels
+        channels = image_channels(student) or objective.preprocessing.channels or 3
         images = torch.randn(_SAMPLES, channels, *objective.preprocessing.size, generator=generator)
         return {"pixel_values": images.to(device, dtype)}
     if main == "input_ids":

@@ -26,6 +26,7 @@ from ..hub.provenance import (
 )
 from ..hub.record import Evaluation, LayerPlanFacts, PairFacts, RunRecord, thinned_log
 from ..hub.speed import device_name, made_up_batch, measure_speed, shape_text
+from ..images.preprocessing import image_channels
 from ..modules import class_count, class_names
 from ..student import evaluating
 from .cached import CachedTeacher
@@ -176,8 +177,7 @@ def _input(trainer: Any) -> str | None:
 
 
 def _channels(trainer: Any) -> int:
-    config = getattr(student_of(trainer), "config", None)
-    return getattr(config, "num_channels", None) or getattr(trainer.preprocessing, "channels", None) or 3
+    return image_channels(student_of(trainer)) or getattr(trainer.preprocessing, "channels", None) or 3
 
 
 def _pair_facts(trainer: Any) -> list[PairFacts]:
