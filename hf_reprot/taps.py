@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .layers.activations import Activation, pair_maps, pair_neurons, pooled_neurons
-from .layers.architecture import class_layers
+from .layers.architecture import class_layers, last_layer
+from .layers.dropout import WithoutDropout
 from .layers.layout import layout_of, prefix_and_grid, tokens_of
 from .layers.paths import LayerName, modules_by_path, resolve_path, unwrap
 
@@ -22,12 +23,13 @@ class _Store:
 
     def __init__(self) -> None:
         self.armed = False
+        self.dropout = WithoutDropout()
         self.clear()
 
     def clear(self) -> None:
+        self.dropout.clear()
         self.caught: dict[str, list[Tensor]] = {}
         self.versions: dict[str, int] = {}  # of each tensor's storage, which changes when it is overwritten in place
-        self.dropouts: list[tuple[Tensor, Tensor]] = []  # input and output
         self.grids: dict[str, tuple[int, int]] = {}
 
 
@@ -51,16 +53,14 @@ class _InputHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.store.armed:
             tensor = first_tensor(args if args else kwargs)
-            for before, after in self.store.dropouts:
-                if tensor is after:
-                    tensor = before
-            _record(self.store, self.name, tensor)
+            _record(self.store, self.name, self.store.dropout.clean(tensor))
 
 
-class _DropoutHook(_Hook):
-    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        if self.store.armed and args:
-            self.store.dropouts.append((args[0], output))
+class _HeadHook(_Hook):
+    """Says that what follows is the head."""
+
+    def __call__(self, *_: Any) -> None:
+        self.store.dropout.in_head = self.store.armed
 
 
 class _GridHook(_Hook):
@@ -95,8 +95,9 @@ class Taps:
     Args:
         model: The model; a DDP or compiled one is unwrapped.
         names: Layers: paths of modules as in `model.named_modules()`, without the prefixes of PEFT, of timm's wrapper
-            or of the base model if one likes. `path:input` is the first tensor that goes into the module (before a
-            dropout that stands right in front of it). `path:nchw`, `path:nhwc`, `path:prefixN` say what the axes mean
+            or of the base model if one likes. `path:input` is the first tensor that goes into the module; in training,
+            without the noise of a dropout right in front of it or anywhere between the last layer with positions and
+            it. `path:nchw`, `path:nhwc`, `path:prefixN` say what the axes mean
             where the model does not show it.
 
     Raises:
@@ -134,6 +135,9 @@ class Taps:
         }
         for name, layer in self._names.items():
             self._hang(name, layer, modules)
+        self._drops = any(layer.at_input for layer in self._names.values())
+        if self._drops:
+            self._hang_at_head(modules)
         for path in sorted({tokens.embedding for tokens in self._tokens.values() if tokens.embedding}):
             self._handles.append(modules[path].register_forward_hook(_GridHook(self._store, path)))
 
@@ -144,11 +148,14 @@ class Taps:
             return
         hook = _InputHook(self._store, name)
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        # A student's dropout would put noise into every neuron that the head sees.
-        parent = self.model.get_submodule(layer.path.rpartition(".")[0])
-        for sibling in parent.children():
-            if isinstance(sibling, nn.Dropout) and not sibling.inplace:
-                self._handles.append(sibling.register_forward_hook(_DropoutHook(self._store, name)))
+
+    def _hang_at_head(self, modules: dict[str, nn.Module]) -> None:
+        try:
+            path = LayerName.parse(last_layer(self.model, "all")).path
+        except ValueError:
+            return
+        module = _called_part(modules[path], first=False)
+        self._handles.append(module.register_forward_hook(_HeadHook(self._store, path)))
 
     @contextlib.contextmanager
     def armed(self) -> Iterator[None]:
@@ -158,7 +165,8 @@ class Taps:
         self._grad = torch.is_grad_enabled()
         store.armed = True
         try:
-            yield
+            with store.dropout if self._drops and self.model.training else contextlib.nullcontext():
+                yield
         except BaseException:
             store.clear()
             raise
