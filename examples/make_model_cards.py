@@ -4,7 +4,7 @@
     python -m examples.make_model_cards          # only writes the cards anew, from the records that are there
 
 The students are those of the three examples; their commands stand at the head of each example. Below each card stands
-what `examples/study/` found of its job.
+what `studies/` found of its job.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from examples.study.cards import CARDS, write_cards
+from studies.cards import CARDS, write_cards
 
 RECORD = "transfer.json"
 

@@ -7,32 +7,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .lazy import lazy_names
+from .utils import moved
+from .utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .config import OTTransferConfig
     from .data import ImageCollator, load_image_dataset
+    from .experimental.latent import LatentTransport
+    from .experimental.latent.replay import FeatureReplayCallback
     from .losses import L2SP, LogitDistillation, RepresentationTransport
-    from .ot.latent import LatentTransport
-    from .student import create_timm_student, load_student, wrap_timm
-    from .teacher import Teacher
+    from .models.student import create_timm_student, load_student, wrap_timm
+    from .models.teacher import Teacher
     from .trainer import OTTransferTrainer
-    from .training.replay import FeatureReplayCallback
 
 _HOMES = {
-    "FeatureReplayCallback": "training.replay",
+    "FeatureReplayCallback": "experimental.latent.replay",
     "L2SP": "losses",
     "ImageCollator": "data",
-    "LatentTransport": "ot.latent",
+    "LatentTransport": "experimental.latent",
     "LogitDistillation": "losses",
     "OTTransferConfig": "config",
     "OTTransferTrainer": "trainer",
     "RepresentationTransport": "losses",
-    "Teacher": "teacher",
-    "create_timm_student": "student",
+    "Teacher": "models.teacher",
+    "create_timm_student": "models.student",
     "load_image_dataset": "data",
-    "load_student": "student",
-    "wrap_timm": "student",
+    "load_student": "models.student",
+    "wrap_timm": "models.student",
 }
 
 __all__ = [
@@ -53,3 +54,5 @@ __all__ = [
 
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+moved.install()

@@ -61,7 +61,7 @@ def demo(
     steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 100,
 ) -> None:
     """The main job on real images, with nothing to download: digits, a CNN teacher, a smaller ViT student."""
-    from .demo import run_demo
+    from .commands.demo import run_demo
 
     result = run_demo(folder, seeds=seeds, labels=labels, steps=steps)
     console.print(result.table())
@@ -76,7 +76,7 @@ def demo(
 )
 def train(context: typer.Context) -> None:
     """Trains by a recipe, flags, or both."""
-    from .recipe import parse_recipe, print_help, run_recipe
+    from .commands.train import parse_recipe, print_help, run_recipe
 
     arguments = list(context.args)
     if "--help" in arguments or "-h" in arguments:
@@ -104,7 +104,7 @@ def train(context: typer.Context) -> None:
 )
 def cache(context: typer.Context) -> None:
     """Builds a feature cache for the training run that the same recipe and flags describe."""
-    from .recipe_cache import cache_recipe, parse_cache, print_cache_help
+    from .commands.cache import cache_recipe, parse_cache, print_cache_help
 
     arguments = list(context.args)
     if "--help" in arguments or "-h" in arguments:
@@ -132,7 +132,7 @@ def compare(
     device: Annotated[str, typer.Option(help="Where the models run.")] = "cpu",
 ) -> None:
     """How two models' representations match, layer by layer, by transport between their neurons."""
-    from .compare import compare_models
+    from .commands.compare import compare_models
 
     found = compare_models(
         a, b, dataset, split=split, samples=samples, positions=positions, layers=layers, device=device
@@ -148,7 +148,7 @@ def card(
     repository: Annotated[str | None, typer.Option(help="Repository that the card's examples name.")] = None,
 ) -> None:
     """Write a student's card anew, from what its training recorded."""
-    from .hub import rebuild_card
+    from .hub.card import rebuild_card
 
     console.print(f"wrote {rebuild_card(folder, repo_id=repository)}", highlight=False)
 
@@ -161,7 +161,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Push a student to the Hub in one commit. The token comes from the environment or `hf auth login`."""
-    from .hub import push_folder
+    from .hub.push import push_folder
 
     console.print(f"pushed to {push_folder(folder, repository, private=private, revision=revision).commit_url}")
 

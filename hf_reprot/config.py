@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .choices import check_choice
 from .losses.baselines import FEATURE_LOSSES
 from .losses.transport import DEAD_NEURONS
 from .ot.cost import COSTS
 from .ot.solve import DIFFERENTIABLE_WEIGHTS, METHODS, SOLVED
+from .utils.messages import check_choice
 
 POSITIONS = ("pooled", "all")
 TOKENS = ("auto", "class", "patches", "all")
@@ -93,7 +93,7 @@ class OTTransferConfig(TrainingArguments):
 
         ot_method, ot_cost, ot_standardize, ot_relative_epsilon, ot_epsilon, ot_debiased, ot_tolerance,
         ot_max_iterations, ot_dead_neurons: as in `RepresentationTransport`. ot_cost="learned" freezes a plan under a
-            cost that `hf_reprot.ot.inverse.learn_neuron_cost` learns before the first step.
+            cost that `hf_reprot.experimental.inverse.learn_neuron_cost` learns before the first step.
         cost_fit_steps, cost_regularisation: How many batches a cost is learned from, and how cautiously.
         select_k, select_by, select_until: Let only k teacher neurons carry the mass, chosen by learned scores; see
             `NeuronSelection`.

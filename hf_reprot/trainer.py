@@ -18,33 +18,33 @@ from transformers import (
     Trainer,
 )
 
+from .cache.checks import cached_teachers, check_data, check_layers
+from .cache.collator import CachedCollator
 from .config import OTTransferConfig
-from .data import AugmentationEpoch, ImageCollator, image_columns, is_transformed, leave_encoded
-from .matching import head_paths
-from .modules import forward_parameters
-from .ot.inverse import InverseTransport
-from .roles import TEACHER_PREFIX, columns_of_student
-from .student import as_student
-from .teacher import Preprocessing, Teacher
-from .tokens import TeacherTokenCollator, pad_token_of
-from .training.auto_layers import AutoLayers, AutoLayersMixin
-from .training.cached import CachedCollator, cached_teachers, check_data, check_layers
+from .data.collator import AugmentationEpoch, ImageCollator
+from .data.columns import TEACHER_PREFIX, columns_of_student
+from .data.datasets import image_columns, is_transformed, leave_encoded
+from .data.preprocessing import Preprocessing
+from .data.tokens import TeacherTokenCollator, pad_token_of
+from .experimental.auto_layers import AutoLayers, AutoLayersMixin
+from .experimental.inverse.fit import InverseTransport
+from .experimental.inverse.learned_cost import LearnedCostMixin
+from .features.architecture import head_paths
+from .models.modules import forward_parameters
+from .models.sharding import place_teachers
+from .models.student import as_student
+from .models.teacher import Teacher
+from .training.auxiliary import CompanionsMixin
 from .training.callback import TransferCallback
+from .training.checkpoint_files import check_writable
 from .training.checkpointing import CheckpointingMixin
-from .training.companions import CompanionsMixin
-from .training.default_weight import settle_ot_weight
-from .training.guard import GradientGuard
+from .training.checks import check_batch_size, check_launch, check_pairs, settle_ot_weight
 from .training.head import HeadMixin
-from .training.launch import check_launch
-from .training.learned_cost import LearnedCostMixin
-from .training.meter import Meter
+from .training.log_window import Meter
+from .training.non_finite import GradientGuard, NonFiniteWatch
 from .training.objective import TransferObjective
-from .training.probe import check_batch_size, check_pairs
 from .training.publishing import PublishingMixin
-from .training.resume import check_writable
-from .training.several import load_teachers, pairs_of_teachers
-from .training.sharding import place_teachers
-from .training.watch import NonFiniteWatch
+from .training.teachers import load_teachers, pairs_of_teachers
 
 
 class OTTransferTrainer(

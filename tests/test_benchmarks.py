@@ -7,10 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from examples import benchmark_solvers, benchmark_training, solver_curves
-from examples.solver_peers import solvers, with_activations
-from examples.solver_problems import Problem, synthetic_pairs
-from examples.solver_roofline import Peak, kernel_work
+from benchmarks import solver_curves
+from benchmarks import solvers as benchmark_solvers
+from benchmarks import training as benchmark_training
+from benchmarks.solver_peers import solvers, with_activations
+from benchmarks.solver_problems import Problem, synthetic_pairs
+from benchmarks.solver_roofline import Peak, kernel_work
 
 
 @pytest.fixture

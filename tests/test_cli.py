@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from tests.hub_server.fixtures import READ_TOKEN, hub, run_python  # noqa: F401
-from tests.models import resnet
+from tests.toy_models import resnet
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 
@@ -97,7 +97,7 @@ def test_help_names_the_settings(tmp_path):
 
 
 def test_a_demo_of_other_methods_keeps_the_controls(tmp_path):
-    from hf_reprot.demo import run_demo
+    from hf_reprot.commands.demo import run_demo
 
     with pytest.raises(ValueError, match="methods must hold fixed random pairing"):
         run_demo(tmp_path, methods={"no transfer": {"ot_weight": 0.0}, "transport": {}})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models import resnet
+from tests.toy_models import resnet
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "transfer_to_small_student.py"
 

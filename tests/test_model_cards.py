@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from examples.study.cards import beside
 from hf_reprot.hub import rebuild_card
+from studies.cards import beside
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parents[1] / "model_cards").glob("*/transfer.json"))
 

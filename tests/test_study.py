@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from examples.study import bench, grid, networks
-from examples.study.grid import Results, chosen_factor, run_study
-from examples.study.images import Images, Pixels, processor_of
-from examples.study.plan import read
-from examples.study.report import accuracies, paired, report, short_table
+from studies import bench, grid, networks
+from studies.grid import Results, chosen_factor, run_study
+from studies.images import Images, Pixels, processor_of
+from studies.plan import read
+from studies.report import accuracies, paired, report, short_table
 
 STUDY = """
 name: tiny

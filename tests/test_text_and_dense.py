@@ -15,12 +15,12 @@ from tokenizers.models import WordLevel
 from torch.utils.data import Subset
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from examples import compare as comparing
-from examples import distil_dense, distil_text_encoder, segmentation
 from examples.carriers import cutout_scenes, fetch, minilm, photo_cutouts, sentiment_snippets
-from examples.study.methods import Method
-from examples.study.networks import Remembered
-from examples.texts import LENGTH, RememberedTexts, batches, labels_right, linear_head_right, train
+from studies import compare as comparing
+from studies import distil_dense, distil_text_encoder, segmentation
+from studies.methods import Method
+from studies.networks import Remembered
+from studies.texts import LENGTH, RememberedTexts, batches, labels_right, linear_head_right, train
 from tests.training.runs import make_trainer
 
 VOCABULARY = 40

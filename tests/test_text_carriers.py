@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from examples.carriers import bbc_news, fetch, lee_news, word_vectors
-from examples.topics import topic_model
+from studies.experimental.topics import topic_model
 
 
 def test_articles_that_come_twice_are_taken_once(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_reprot.student import portable_state_dict, wrap_timm
+from hf_reprot.models.student import portable_state_dict, wrap_timm
 
 from .fetch import CarrierError, from_pypi
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from ..choices import check_choice
 from ..config import TOKENS
-from ..images.preprocessing import Preprocessing
-from ..teacher import Teacher
-from .builder import Builder
+from ..data.preprocessing import Preprocessing
+from ..models.teacher import Teacher
+from ..utils.messages import check_choice
+from .builder import Builder, rows_and_collator
 from .reading import Reader
-from .rows import rows_and_collator
 from .shards import DTYPES
 from .store import FeatureCache
 from .views import views_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -12,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Subset
+from transformers import BaseImageProcessor, default_data_collator
 
+from ..data.collator import ImageCollator
+from ..data.datasets import image_columns, is_transformed, leave_encoded
+from ..data.preprocessing import Preprocessing
 from ..hub.provenance import data_facts, teacher_facts
-from ..images.preprocessing import Preprocessing
-from ..modules import class_names
-from .claims import claim
+from ..models.modules import class_names
 from .keys import content_hash, row_keys, source_hashes, weights_hash
 from .manifest import MANIFEST, SETTINGS, CacheError, Manifest, PixelFacts, Settings, ShardFacts, read_json, write_json
 from .reading import Reader, base_prefix, paths_of
-from .rows import Addressing
 from .shards import Shard, shard_name, write_shard
 from .views import View, ViewCollator
 
@@ -221,3 +224,60 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@contextlib.contextmanager
+def claim(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Takes hold of a lock file for the block inside.
+
+    The operating system lets go of it when the process dies, so that a killed build leaves nothing locked.
+
+    Args:
+        path: The lock file.
+        wait: Wait for whoever holds it.
+
+    Yields:
+        Whether it is ours; False (only without `wait`) where another process holds it.
+    """
+    lock = FileLock(str(path), timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+class Addressing:
+    """Collates rows of one view and hashes them, in a worker."""
+
+    def __init__(self, collate: ViewCollator, collator: Any, columns: Sequence[str]):
+        self.collate, self.collator, self.columns = collate, collator, list(columns)
+
+    def __call__(self, rows: Sequence[Any]) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
+        batch = self.collate(rows)
+        keys = row_keys(batch, self.columns)
+        return batch, keys, source_hashes(rows, batch, self.collator, keys)
+
+
+def rows_and_collator(dataset: Any, collator: Any, processor: Any) -> tuple[Any, Any]:
+    """The rows as the collator takes them, and the collator.
+
+    Raises:
+        ValueError: raw images, and nothing that says how they become `pixel_values`.
+    """
+    if collator is None:
+        columns = image_columns(dataset)
+        if isinstance(processor, BaseImageProcessor) and columns is not None:
+            collator = ImageCollator(processor, image_column=columns[0], label_column=columns[1])
+        elif columns is not None:
+            raise ValueError("the data set holds raw images: give the student's image processor, or its collator")
+        else:
+            collator = default_data_collator
+    column = getattr(collator, "image_column", None)
+    if column is not None and not is_transformed(dataset):
+        dataset = leave_encoded(dataset, column)
+    return dataset, collator

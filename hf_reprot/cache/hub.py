@@ -13,8 +13,8 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from ..hub.errors import HubError, explain
 from ..hub.licenses import License
+from ..hub.markdown import cell, data_link, model_link
 from ..hub.privacy import redact
-from ..hub.words import cell, data_link, model_link
 from .manifest import MANIFEST, SETTINGS, CacheError
 
 if TYPE_CHECKING:

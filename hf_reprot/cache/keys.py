@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..images.opening import open_image
+from ..data.images import open_image
 
 KEY_BYTES = 16
 

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..data.preprocessing import Preprocessing
+from ..features.activations import Activation
+from ..features.layout import Tokens
+from ..hub.facts import DataFacts, ModelFacts
 from ..hub.privacy import public
-from ..hub.provenance import DataFacts, ModelFacts
-from ..hub.strict_json import from_mapping
-from ..images.preprocessing import Preprocessing
-from ..layers.activations import Activation
-from ..layers.layout import Tokens
+from ..utils.strict_json import from_mapping
 from .views import View
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images.preprocessing import Preprocessing
-from ..layers.activations import Activation, pooled_neurons
-from ..layers.architecture import block_layers, last_layer, stage_layers
-from ..layers.paths import LayerName, core, modules_by_path, unwrap
-from ..matching import resolve_layer
-from ..roles import TEACHER_PREFIX
-from ..taps import Taps
-from ..teacher import Teacher
+from ..data.columns import TEACHER_PREFIX
+from ..data.preprocessing import Preprocessing
+from ..features.activations import Activation, pooled_neurons
+from ..features.architecture import block_layers, last_layer, stage_layers
+from ..features.pairs import resolve_layer
+from ..features.paths import LayerName, core, modules_by_path, unwrap
+from ..features.taps import Taps
+from ..models.teacher import Teacher
 from .manifest import LayerFacts
 from .shards import DTYPES, LOGITS
 

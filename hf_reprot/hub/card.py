@@ -10,9 +10,12 @@ from pathlib import Path
 
 import jinja2
 
-from ..plots import comparison_figure, curves_figure, layer_plan_figure, save_figure
+from ..plots.charts import comparison_figure, curves_figure
+from ..plots.maps import layer_plan_figure
+from ..plots.style import save_figure
 from .examples import loading_examples
 from .licenses import License, license_warnings
+from .markdown import cell, code, data_title, plain, slug
 from .metadata import card_metadata
 from .paper import _paper
 from .privacy import redact
@@ -33,7 +36,6 @@ from .sections import (
     teacher_rows,
     transports,
 )
-from .words import cell, code, data_title, plain, slug
 
 logger = logging.getLogger(__name__)
 

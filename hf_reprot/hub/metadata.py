@@ -6,8 +6,8 @@ import re
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .markdown import slug
 from .record import RunRecord
-from .words import slug
 
 _TAGS = ("hf_reprot", "optimal-transport", "knowledge-distillation")
 _REPO_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..head import HeadFit
+from ..models.head import HeadFit
+from ..utils.strict_json import from_mapping
+from .facts import DataFacts, ModelFacts, Start
 from .licenses import License
 from .privacy import public
-from .provenance import DataFacts, ModelFacts, Start
-from .strict_json import from_mapping
 
 RECORD_FILE = "transfer.json"
 FORMAT = 1

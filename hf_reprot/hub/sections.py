@@ -6,11 +6,9 @@ import functools
 from typing import Any
 
 from ..config import OTTransferConfig
+from .facts import ModelFacts
 from .licenses import License
-from .paper import _paper
-from .provenance import ModelFacts
-from .record import JOBS, RunRecord
-from .words import (
+from .markdown import (
     cell,
     code,
     data_link,
@@ -26,6 +24,8 @@ from .words import (
     start_sentence,
     upper,
 )
+from .paper import _paper
+from .record import JOBS, RunRecord
 
 # What a loss weight or a term's own setting is called in the record; the rest of `transfer` describes the transport.
 _LOSS_SETTINGS = (

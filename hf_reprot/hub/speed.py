@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .provenance import Speed
+from .facts import Speed
 
 _LEAST_PASSES = 3
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .output import LossOutput
+from .common import LossOutput
 
 
 class L2SP(nn.Module):

@@ -10,8 +10,8 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from .collective import world_size
+from .common import LossOutput
 from .distillation import LogitDistillation
-from .output import LossOutput
 
 
 class PartialDistillation(nn.Module):

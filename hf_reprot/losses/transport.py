@@ -8,17 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..choices import check_choice
 from ..ot.cost import COSTS, cost_from_moments, varies
-from ..ot.moments import PairMoments, attach, pair_moments
+from ..ot.moments import PairMoments, RunningMoments, attach, pair_moments
 from ..ot.result import OTResult
 from ..ot.solve import METHODS, solve
-from ..ot.together import groups, stack_padded, stack_weights, without_padding
-from .checks import check_sides
+from ..ot.solvers.padding import groups, stack_padded, stack_weights, without_padding
+from ..utils.messages import check_choice
 from .collective import merge_over_processes, world_size
-from .gate import GradientGate
-from .output import LossOutput
-from .running import RunningMoments
+from .common import GradientGate, LossOutput, check_sides
 
 DEAD_NEURONS = ("keep", "ignore")
 
@@ -230,7 +227,7 @@ class RepresentationTransport(nn.Module):
         return a, b
 
     def _solve(self, terms: Sequence[_Term], *, detached: bool) -> None:
-        """Solves every term that has no plan yet, several in one call (see `hf_reprot.ot.together`)."""
+        """Solves every term that has no plan yet, several in one call (see `hf_reprot.ot.solvers.padding`)."""
         open_terms = [term for term in terms if term.plan is None]
         for members in groups([term.solve_on for term in open_terms], self.method):
             group = [open_terms[i] for i in members]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..choices import check_choice
+from ..utils.messages import check_choice
 from .moments import PairMoments, attach, pair_moments
 
 COSTS = ("sqeuclidean",)

@@ -42,3 +42,24 @@ def _index(part: Tensor | tuple[Tensor, ...] | None, index: Any) -> Any:
     if part is None:
         return None
     return tuple(p[index] for p in part) if isinstance(part, tuple) else part[index]
+
+
+@dataclass
+class Solution:
+    """Plan (B, m, n), potentials f (B, m), g (B, n), L1 error of the columns, iterations, converged (B,)."""
+
+    plan: Tensor
+    f: Tensor
+    g: Tensor
+    error: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+@dataclass
+class Limits:
+    """When to stop: L1 error of the marginals, and sweeps at most; and whether sweeps have momentum."""
+
+    tolerance: float
+    max_iterations: int
+    accelerate: bool = True

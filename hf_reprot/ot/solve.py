@@ -7,21 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-from ..choices import check_choice
-from . import graphs, kernels
-from .controls import CONTROLS, control_plan
-from .envelope import with_envelope_gradient
-from .exact import exact
-from .kernel import inner, on_host, without_traces
-from .proximal import proximal
-from .result import OTResult
-from .sinkhorn_device import sinkhorn_device
-from .sinkhorn_host import sinkhorn_host
-from .solution import Limits, Solution
+from ..utils.messages import check_choice
+from . import kernels
+from .gradients import with_envelope_gradient
+from .result import Limits, OTResult, Solution
+from .solvers.controls import CONTROLS, control_plan
+from .solvers.exact import exact
+from .solvers.kernel import inner, on_host, without_traces
+from .solvers.proximal import proximal
+from .solvers.sinkhorn_device import sinkhorn_device
+from .solvers.sinkhorn_host import sinkhorn_host
 
 SOLVED = ("sinkhorn", "proximal", "exact")
 METHODS = (*SOLVED, *CONTROLS)
-BACKENDS = ("auto", "torch", "triton", "graph")
+BACKENDS = ("auto", "torch", "triton")
 DIFFERENTIABLE_WEIGHTS = ("sinkhorn", "exact")
 DEFAULT_RELATIVE_EPSILON = {"sinkhorn": 0.01, "proximal": 0.2}
 
@@ -69,9 +68,7 @@ def solve(
         max_iterations: Sweeps (proximal steps) at most.
         init: Potentials (f, g) of a similar problem, as in `result.potentials`, or g (..., n) alone: a warm start.
         backend: What runs "sinkhorn" and "proximal": "torch", "triton" (CUDA, float32), or "auto": Triton's kernels
-            where they are, for float32 costs of up to 4096 columns and a tolerance of at least 3e-5. "graph": torch's
-            launches recorded as a CUDA graph and replayed ("sinkhorn" on CUDA only); not measured yet, so that "auto"
-            does not take it.
+            where they are, for float32 costs of up to 4096 columns and a tolerance of at least 3e-5.
 
     Returns:
         `OTResult`, with the leading dimensions of M.
@@ -110,8 +107,6 @@ def solve(
     triton = kernels.takes(matrix, tolerance) if backend == "auto" else backend == "triton"
     if backend == "triton" and (reason := kernels.refusal(matrix)):
         raise ValueError(reason)
-    if backend == "graph" and (reason := graphs.refusal(matrix.device, method)):
-        raise ValueError(reason)
 
     with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
         strength = None
@@ -122,10 +117,7 @@ def solve(
         else:
             strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
             start = _start(init, batch, n, matrix)
-            if backend == "graph":
-                solution = graphs.sinkhorn_graph(matrix, a, b, strength, limits, start)
-            else:
-                solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
+            solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
         solution.plan = without_traces(solution.plan, a)
         cost = inner(solution.plan, matrix)
         value = _dual_value(solution, a, b) if method == "sinkhorn" else cost

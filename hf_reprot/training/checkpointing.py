@@ -10,16 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..student import portable_state_dict
-from .checkpoints import (
+from ..models.student import portable_state_dict
+from .checkpoint_files import (
     PROCESSES,
+    check_whole,
+    explained_failure,
     has_plain_weights,
+    last_whole_checkpoint,
     load_transfer_state,
     load_weights_strictly,
     save_transfer_state,
 )
-from .resume import check_whole, explained_failure, last_whole_checkpoint
-from .window import restore_window, window_state
+from .log_window import restore_window, window_state
 
 # Older versions of transformers load an optimiser's state in CPU processes to "cpu:0", a place that torch cannot name.
 torch.serialization.register_package(

@@ -9,8 +9,8 @@ from typing import Any
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from ..head import HeadFit, fit_head, linear_head
-from ..roles import columns_of_student
+from ..data.columns import columns_of_student
+from ..models.head import HeadFit, fit_head, linear_head
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class HeadMixin:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "a head is fitted to a whole student, and FSDP and DeepSpeed spread it: save it, and fit the head with "
-                "hf_reprot.head.fit_head"
+                "hf_reprot.models.head.fit_head"
             )
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         loader = self.get_eval_dataloader(self.train_dataset if dataset is None else dataset)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import OTTransferConfig
-from ..losses import LogitDistillation, PartialDistillation
-from ..losses.baselines import DecoupledDistillation
-from ..modules import class_count, class_names
-from ..roles import columns_by_name, columns_of_classes
-from ..teacher import Teacher
+from ..losses.baselines.decoupled import DecoupledDistillation
+from ..losses.distillation import LogitDistillation
+from ..losses.partial import PartialDistillation
+from ..models.modules import class_count, class_names
+from ..models.spec import columns_by_name, columns_of_classes
+from ..models.teacher import Teacher
 from .labels import labels_of
 
 logger = logging.getLogger(__name__)

@@ -10,20 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..cache.teacher import teacher_taps
 from ..config import OTTransferConfig
-from ..losses import L2SP, LossOutput, RepresentationTransport, RunningMoments
-from ..matching import LayerPair
-from ..modules import class_count
-from ..taps import Activation, Taps, pair_neurons
-from ..teacher import Preprocessing, Teacher
-from .auto_layers import AutoLayers
-from .cached import teacher_taps
-from .companions import check_companions
-from .learned_cost import LearnedCosts
+from ..data.preprocessing import Preprocessing
+from ..experimental.auto_layers import AutoLayers
+from ..experimental.inverse.learned_cost import LearnedCosts
+from ..experimental.topk.training import Selections
+from ..features.activations import Activation, pair_neurons
+from ..features.pairs import LayerPair
+from ..features.taps import Taps
+from ..losses.common import LossOutput
+from ..losses.l2sp import L2SP
+from ..losses.transport import RepresentationTransport
+from ..models.modules import class_count
+from ..models.teacher import Teacher
+from ..ot.moments import RunningMoments
+from .auxiliary import check_companions
+from .baselines import Rivals
 from .logit_term import LogitTerm, known_classes
-from .rivals import Rivals
-from .selection import Selections
-from .several import pair_shares, teacher_logs, teacher_names, unit_of
+from .teachers import pair_shares, teacher_logs, teacher_names, unit_of
 
 
 @dataclass

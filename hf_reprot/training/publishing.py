@@ -16,13 +16,14 @@ from transformers.utils import PushInProgress
 
 from ..hub.card import write_card
 from ..hub.errors import HubError
+from ..hub.facts import Speed
 from ..hub.paper import _paper
-from ..hub.provenance import Speed
 from ..hub.push import make_repository, push_folder
 from ..hub.record import RunRecord
-from ..plots import plan_figure, save_figure
-from .checkpoints import PICKLES, remove_pickles
-from .run_facts import collect_record, measure_speeds, record_name
+from ..plots.maps import plan_figure
+from ..plots.style import save_figure
+from .checkpoint_files import PICKLES, remove_pickles
+from .run_record import collect_record, measure_speeds, record_name
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import ViTImageProcessor
 
 from hf_reprot.cache import FeatureCache
-from tests.models import IMAGE, Images, resnet
+from tests.toy_models import IMAGE, Images, resnet
 from tests.training.runs import make_trainer
 
 

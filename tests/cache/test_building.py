@@ -14,9 +14,9 @@ from datasets import IterableDataset
 from torch import nn
 
 from hf_reprot.cache import CacheError, FeatureCache
-from hf_reprot.cache.claims import claim
+from hf_reprot.cache.builder import claim
 from tests.cache.samples import build, mlp, photos, processor
-from tests.models import Images, batch, resnet, vit
+from tests.toy_models import Images, batch, resnet, vit
 
 FORK = multiprocessing.get_context("fork")  # a child of this process has no minute of imports to make
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_built(tmp_path):
 
 
 def test_augmentations_that_cannot_be_repeated(tmp_path):
-    from hf_reprot.data import ImageCollator
+    from hf_reprot.data.collator import ImageCollator
 
     data, crops = photos(6), ImageCollator(processor(), augmentation="crop+flip")
     with pytest.raises(ValueError, match="makes another view in every epoch: say how many epochs"):

@@ -5,8 +5,8 @@ import yaml
 
 from hf_reprot.cache import FeatureCache
 from hf_reprot.cli import main
-from hf_reprot.recipe_cache import CacheOptions, parse_cache
-from tests.models import vit
+from hf_reprot.commands.cache import CacheOptions, parse_cache
+from tests.toy_models import vit
 
 RUN = {
     "student": "resnet10t",

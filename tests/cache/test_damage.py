@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hf_reprot.cache import CacheError, FeatureCache
 from hf_reprot.cache.manifest import Manifest, digest_of, read_json, write_json
 from tests.cache.samples import build
-from tests.models import batch
+from tests.toy_models import batch
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hf_reprot import Teacher
 from hf_reprot.cache import CacheError, FeatureCache
 from hf_reprot.hub.errors import HubError
 from tests.cache.samples import build, cached_trainer
-from tests.models import Images, resnet
+from tests.toy_models import Images, resnet
 
 facts = {}
 

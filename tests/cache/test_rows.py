@@ -12,7 +12,7 @@ from torch import nn
 from hf_reprot.cache import CacheError, FeatureCache
 from hf_reprot.cache.keys import content_hash
 from tests.cache.samples import build, mlp, photos, processor
-from tests.models import Images, batch, resnet, vit
+from tests.toy_models import Images, batch, resnet, vit
 
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 

@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 
 from hf_reprot import Teacher
 from hf_reprot.cache import CacheError, FeatureCache
-from hf_reprot.data import ImageCollator
+from hf_reprot.data.collator import ImageCollator
 from tests.cache.samples import build, cached_trainer, mlp, photos, processor
-from tests.models import Images, resnet, timm_vit, vit
+from tests.toy_models import Images, resnet, timm_vit, vit
 from tests.training.runs import make_trainer, training_logs, weights_of
 
 WHOLE = {"max_steps": -1, "num_train_epochs": 2, "kd_weight": 0.5}

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from hf_reprot import Teacher
 from tests.cache.samples import build
-from tests.models import Images, convnext, resnet, vit
+from tests.toy_models import Images, convnext, resnet, vit
 from tests.training.runs import CHECKPOINTING, make_trainer, training_logs
 
 SAMPLES = 32

@@ -19,10 +19,10 @@ from transformers import ResNetForImageClassification
 from transformers.integrations import is_fsdp_enabled as transformers_fills_first_process_only
 
 from hf_reprot import Teacher
-from hf_reprot.training.sharding import shard_teacher
+from hf_reprot.models.sharding import shard_teacher
 from tests.distributed.runs import PAIRS, run
-from tests.models import Images, resnet, timm_vit, vit
 from tests.tiny_models import CONFIGS, batch, images, timm_model, transformers_model
+from tests.toy_models import Images, resnet, timm_vit, vit
 from tests.training.runs import make_trainer, training_logs
 
 CPU = torch.device("cpu")

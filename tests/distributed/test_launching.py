@@ -7,7 +7,7 @@ import torch
 from transformers import ViTImageProcessor
 
 from tests.distributed.launching import free_port, start, torchrun
-from tests.models import resnet
+from tests.toy_models import resnet
 from tests.training.runs import make_trainer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from hf_reprot import Teacher
-from hf_reprot.training.sharding import place_teachers
+from hf_reprot.models.sharding import place_teachers
 from tests.distributed.sharded import SHARDED_RUNS, TEACHERS
 from tests.distributed.test_two_processes import assert_same_training
-from tests.models import resnet
+from tests.toy_models import resnet
 from tests.training.runs import make_trainer
 
 

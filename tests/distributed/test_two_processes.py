@@ -6,7 +6,7 @@ import torch
 from hf_reprot.losses.collective import bytes_per_merge
 from tests.distributed.runs import LOCAL, RUNS, run
 from tests.distributed.worker import UNEVEN, resumable
-from tests.models import Images
+from tests.toy_models import Images
 from tests.training.runs import make_trainer
 
 pytestmark = pytest.mark.distributed

@@ -12,12 +12,12 @@ import torch
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 
+from hf_reprot.features.taps import Taps
 from hf_reprot.losses import RepresentationTransport, collective
-from hf_reprot.taps import Taps
-from hf_reprot.training.guard import GradientGuard
+from hf_reprot.training.non_finite import GradientGuard
 from tests.distributed import sharded
 from tests.distributed.runs import LOCAL, PAIRS, RUNS, run
-from tests.models import Images, batch, resnet, vit
+from tests.toy_models import Images, batch, resnet, vit
 from tests.training.runs import make_trainer, training_logs
 
 RESUMED = {

@@ -2,8 +2,8 @@
 
 import math
 
+from hf_reprot.hub.facts import DataFacts, ModelFacts, Speed, Start
 from hf_reprot.hub.licenses import License
-from hf_reprot.hub.provenance import DataFacts, ModelFacts, Speed, Start
 from hf_reprot.hub.record import Evaluation, PairFacts, RunRecord
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -4,9 +4,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_reprot.hub.card import COMPARISON, CURVES, rebuild_card, render_card, write_card
+from hf_reprot.hub.facts import DataFacts, ModelFacts, Start
 from hf_reprot.hub.licenses import License
 from hf_reprot.hub.paper import _paper
-from hf_reprot.hub.provenance import DataFacts, ModelFacts, Start
 from hf_reprot.hub.record import RECORD_FILE, Evaluation, RunRecord
 from tests.hub.samples import COMMIT, record
 from tests.hub_server.card import check_card, front_matter

@@ -8,19 +8,12 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
+from hf_reprot.hub.facts import Start
 from hf_reprot.hub.licenses import License
-from hf_reprot.hub.provenance import (
-    Start,
-    data_facts,
-    folder_license,
-    model_facts,
-    start_of,
-    task_of,
-    teacher_facts,
-)
-from hf_reprot.student import create_timm_student
-from hf_reprot.teacher import Teacher
-from tests.models import vit
+from hf_reprot.hub.provenance import data_facts, folder_license, model_facts, start_of, task_of, teacher_facts
+from hf_reprot.models.student import create_timm_student
+from hf_reprot.models.teacher import Teacher
+from tests.toy_models import vit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

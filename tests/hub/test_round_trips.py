@@ -18,7 +18,7 @@ from datasets import Dataset, load_dataset
 from safetensors.torch import save_file
 from transformers import TimmWrapperImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 from hf_reprot import OTTransferConfig, OTTransferTrainer
-from hf_reprot.student import create_timm_student
+from hf_reprot.models.student import create_timm_student
 
 NAMES = ["cat", "dog", "bird"]
 torch.manual_seed(0)

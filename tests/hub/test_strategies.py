@@ -15,7 +15,7 @@ import torch
 from pathlib import Path
 from hf_reprot import OTTransferConfig, OTTransferTrainer
 from hf_reprot.hub.errors import HubError
-from tests.models import Images, resnet, vit
+from tests.toy_models import Images, resnet, vit
 
 facts = {}
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hf_reprot.hub.strict_json import from_mapping
+from hf_reprot.utils.strict_json import from_mapping
 
 
 @dataclass

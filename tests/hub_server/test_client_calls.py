@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_server import HubServer
 from tests.hub_server.fixtures import WRITE_TOKEN, add_users, run_python
+from tests.hub_server.server import HubServer
 
 _HELPERS = """
 import json, os, pathlib, warnings

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.hub_server import HubServer
 from tests.hub_server.fixtures import WRITE_TOKEN, add_users, hub, run_with_hub  # noqa: F401
+from tests.hub_server.server import HubServer
 
 
 def _call(hub, method, path, body=None, token=WRITE_TOKEN, **headers):  # noqa: F811

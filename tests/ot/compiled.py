@@ -6,8 +6,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_reprot.ot.kernels.large import add_columns, move, sweep_rows
-from hf_reprot.ot.kernels.small import solve_pairs
+from hf_reprot.ot.kernels.sweeps import add_columns, move, solve_pairs, sweep_rows
 
 _INTEGERS, _NUMBERS = {"m", "n", "most", "parts", "growing"}, {"tolerance", "more", "gain"}
 _COUNTS = {"sweeps_out", "done"}

@@ -16,12 +16,13 @@ from unittest import mock
 
 import torch
 
-from hf_reprot.ot import solve, together
+from hf_reprot.ot import solve
 from hf_reprot.ot.kernels.solver import ProximalBlock, sinkhorn_triton
-from hf_reprot.ot.proximal import proximal
-from hf_reprot.ot.sinkhorn_device import sinkhorn_device
-from hf_reprot.ot.sinkhorn_host import sinkhorn_host
-from hf_reprot.ot.solution import Limits
+from hf_reprot.ot.result import Limits
+from hf_reprot.ot.solvers import padding as together
+from hf_reprot.ot.solvers.proximal import proximal
+from hf_reprot.ot.solvers.sinkhorn_device import sinkhorn_device
+from hf_reprot.ot.solvers.sinkhorn_host import sinkhorn_host
 from tests.ot.problems import cost_matrix, weights
 
 _VALUE, _PLAN, _GRADIENT = 1e-4, 1e-4, 1e-3
@@ -89,7 +90,7 @@ def padded_disagreements(count: int) -> list[str]:
         b = together.stack_weights(none, [M.shape[1] for M in matrices], stacked)
         settings = {"tolerance": 1e-4, "relative_epsilon": 0.05, "backend": "triton"}
         for small in (1 << 18, 0):
-            with mock.patch("hf_reprot.ot.kernels.launch.SMALL", small):
+            with mock.patch("hf_reprot.ot.kernels.solver.SMALL", small):
                 whole = solve(stacked, a, b, **settings)
                 apart = [solve(M, **settings) for M in matrices]
             for i, (M, alone) in enumerate(zip(matrices, apart, strict=True)):
@@ -103,12 +104,12 @@ def padded_disagreements(count: int) -> list[str]:
 def _loops():
     """The CPU's loop, and the accelerator's with all pairs together."""
     for name, on_host in (("host", True), ("device", False)):
-        yield name, _patched("hf_reprot.ot.proximal.on_host", lambda tensor, on_host=on_host: on_host)
+        yield name, _patched("hf_reprot.ot.solvers.proximal.on_host", lambda tensor, on_host=on_host: on_host)
 
 
 def _kernels(whole_device: bool):
     for name, small in (("one program a pair", 1 << 18), ("whole device", 0))[: 1 + whole_device]:
-        yield name, _patched("hf_reprot.ot.kernels.launch.SMALL", small, kernels=ProximalBlock)
+        yield name, _patched("hf_reprot.ot.kernels.solver.SMALL", small, kernels=ProximalBlock)
 
 
 def _patched(target: str, value, **settings):

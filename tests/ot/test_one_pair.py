@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from hf_reprot.ot import neuron_cost, one_pair, sinkhorn_host, solve
-from hf_reprot.ot.kernel import cold_potentials, fill_kernel, fill_one, inner
-from hf_reprot.ot.solution import Limits
+from hf_reprot.ot import neuron_cost, solve
+from hf_reprot.ot.result import Limits
+from hf_reprot.ot.solvers import one_pair, sinkhorn_host
+from hf_reprot.ot.solvers.kernel import cold_potentials, fill_kernel, fill_one, inner
 from tests.ot.problems import cost_matrix, weights
 
 

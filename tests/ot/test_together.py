@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from hf_reprot.losses import RepresentationTransport
-from hf_reprot.ot import solve, together
-from hf_reprot.ot.sinkhorn_device import sinkhorn_device
-from hf_reprot.ot.solution import Limits
+from hf_reprot.ot import solve
+from hf_reprot.ot.result import Limits
+from hf_reprot.ot.solvers import padding as together
+from hf_reprot.ot.solvers.sinkhorn_device import sinkhorn_device
 from tests.ot.problems import cost_matrix, layer, weights
 
 SHAPES = [(64, 512), (96, 64), (130, 257), (96, 64), (300, 512)]

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from hf_reprot.ot import solve
-from hf_reprot.ot.budget import SweepBudget
-from hf_reprot.ot.kernel import cold_potentials, inner
-from hf_reprot.ot.log_domain import sinkhorn_log
-from hf_reprot.ot.sinkhorn_device import CHUNK, sinkhorn_device
-from hf_reprot.ot.sinkhorn_host import sinkhorn_host
-from hf_reprot.ot.solution import Limits
-from hf_reprot.ot.sweeps import Sweeps
+from hf_reprot.ot.result import Limits
+from hf_reprot.ot.solvers.budget import SweepBudget
+from hf_reprot.ot.solvers.kernel import cold_potentials, inner
+from hf_reprot.ot.solvers.sinkhorn_device import CHUNK, sinkhorn_device
+from hf_reprot.ot.solvers.sinkhorn_host import sinkhorn_host
+from hf_reprot.ot.solvers.sweeps import Sweeps, sinkhorn_log
 from tests.ot.problems import cost_matrix, weights
 
 
@@ -120,9 +119,9 @@ def test_where_the_kernel_overflows_the_log_domain_takes_over(monkeypatch):
     epsilon = torch.full((3,), 0.05)
     expected = sinkhorn_host(M, a, b, epsilon, Limits(1e-5, 5000))
     # without absorption, from a start whose scalings overflow in float32
-    monkeypatch.setattr("hf_reprot.ot.sinkhorn_host._extreme", lambda scaling: False)
+    monkeypatch.setattr("hf_reprot.ot.solvers.sinkhorn_host._extreme", lambda scaling: False)
     monkeypatch.setattr(
-        "hf_reprot.ot.sinkhorn_host.starting_potentials", lambda M, g: (M.amin(-1) + 100, M.amin(-2) * 0)
+        "hf_reprot.ot.solvers.sinkhorn_host.starting_potentials", lambda M, g: (M.amin(-1) + 100, M.amin(-2) * 0)
     )
     found = sinkhorn_host(M, a, b, epsilon, Limits(1e-5, 5000))
     assert torch.allclose(found.plan, expected.plan, atol=1e-5)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.models import IMAGE, convnext, resnet, timm_vit
 from tests.tiny_models import CONFIGS, transformers_model
+from tests.toy_models import IMAGE, convnext, resnet, timm_vit
 
 _DROP = {"hidden_dropout_prob": 0.1}
 _SMALL_IMAGES = {"sr_ratios": [1, 1, 1, 1]}

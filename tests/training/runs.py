@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
-from tests.models import Images, resnet, vit
+from tests.toy_models import Images, resnet, vit
 
 # Newer versions of transformers call gradient checkpointing by what it keeps.
 CHECKPOINTING = (

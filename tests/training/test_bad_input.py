@@ -5,7 +5,7 @@ import timm
 import torch
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
-from tests.models import Images, resnet, vit
+from tests.toy_models import Images, resnet, vit
 from tests.training.runs import make_config, make_trainer, training_logs
 
 

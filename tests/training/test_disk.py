@@ -91,7 +91,7 @@ def small_disk(tmp_path):
 
 
 def _student():
-    from tests.models import vit
+    from tests.toy_models import vit
 
     return vit(width=96)
 
@@ -123,7 +123,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     from PIL import Image
     from transformers import ViTImageProcessor
 
-    from hf_reprot.data import load_image_dataset
+    from hf_reprot.data.datasets import load_image_dataset
 
     for i in range(24):
         path = tmp_path / "images" / f"class {i % 2}" / f"{i:02}.png"

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from hf_reprot.training.checkpoints import PROCESSES, STATE_FILE, load_transfer_state, save_transfer_state
+from hf_reprot.training.checkpoint_files import PROCESSES, STATE_FILE, load_transfer_state, save_transfer_state
 from tests.training.runs import make_trainer, training_logs
 
 CARRIED = {"plan_momentum": 0.9, "max_steps": 3}

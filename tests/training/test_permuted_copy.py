@@ -7,9 +7,10 @@ import timm
 import torch
 from torch import nn
 
+from hf_reprot.features.activations import pair_neurons
+from hf_reprot.features.taps import Taps
 from hf_reprot.losses import RepresentationTransport
-from hf_reprot.taps import Taps, pair_neurons
-from tests.models import Images, batch, vit
+from tests.toy_models import Images, batch, vit
 from tests.training.runs import make_trainer, training_logs
 
 

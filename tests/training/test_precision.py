@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_reprot.losses import RepresentationTransport
-from tests.models import Images, resnet, vit
+from tests.toy_models import Images, resnet, vit
 from tests.training.runs import CHECKPOINTING, make_trainer, training_logs, weights_of
 
 TERMS = {"kd_weight": 0.5, "max_steps": 3, "per_device_train_batch_size": 16}

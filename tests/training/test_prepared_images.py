@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset
 from torch.testing import assert_close
 
-from hf_reprot.student import as_student
-from hf_reprot.teacher import Preprocessing, Teacher
-from tests.models import IMAGE, Images, resnet, timm_vit, vit
+from hf_reprot.data.preprocessing import Preprocessing
+from hf_reprot.models.student import as_student
+from hf_reprot.models.teacher import Teacher
+from tests.toy_models import IMAGE, Images, resnet, timm_vit, vit
 from tests.training.runs import make_trainer
 
 HALF = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, size=(IMAGE, IMAGE))

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_reprot.training.resume import check_whole
-from tests.models import Images, resnet, vit
+from hf_reprot.training.checkpoint_files import check_whole
+from tests.toy_models import Images, resnet, vit
 from tests.training.families import FAMILIES
 from tests.training.runs import make_trainer, training_logs, weights_of
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.models import Images, resnet, vit
+from tests.toy_models import Images, resnet, vit
 from tests.training.runs import make_trainer, training_logs, weights_of
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from hf_reprot import OTTransferConfig, Teacher
+from hf_reprot.commands.train import parse_recipe
+from hf_reprot.features.pairs import LayerPair
 from hf_reprot.hub.card import render_card
 from hf_reprot.losses import RepresentationTransport
 from hf_reprot.losses.baselines import FEATURE_LOSSES
-from hf_reprot.matching import LayerPair
-from hf_reprot.recipe import parse_recipe
-from hf_reprot.training.several import load_teachers, pair_shares, teacher_names, teacher_variance
-from tests.models import Images, resnet, vit
+from hf_reprot.training.teachers import load_teachers, pair_shares, teacher_names, teacher_variance
+from tests.toy_models import Images, resnet, vit
 from tests.training.runs import make_config, make_trainer, training_logs, weights_of
 
 ANIMALS = ["cat", "cow", "dog"]

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_reprot import Teacher
-from tests.models import Images, resnet, vit
+from tests.toy_models import Images, resnet, vit
 from tests.training.runs import make_trainer, weights_of
 
 

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from hf_reprot.features.taps import Taps
 from hf_reprot.losses import LogitDistillation, RepresentationTransport
-from hf_reprot.taps import Taps
-from tests.models import Images, convnext, resnet, timm_vit, vit
+from tests.toy_models import Images, convnext, resnet, timm_vit, vit
 from tests.training.runs import make_trainer, training_logs, weights_of
 
 WEIGHTS = {"task_weight": 0.7, "ot_weight": 2.0, "kd_weight": 0.5, "l2sp_weight": 0.01}

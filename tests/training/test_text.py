@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hf_reprot.teacher import Teacher
-from hf_reprot.tokens import TeacherTokenCollator
+from hf_reprot.data.tokens import TeacherTokenCollator
+from hf_reprot.models.teacher import Teacher
 from tests.training.runs import make_trainer, training_logs
 
 VOCABULARY, LENGTH = 50, 12

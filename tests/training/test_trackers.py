@@ -9,7 +9,7 @@ import types
 import pytest
 from transformers.integrations import integration_utils
 
-from tests.models import Images
+from tests.toy_models import Images
 from tests.training.runs import make_trainer, training_logs
 
 PAIRS = ["last", "vit.layers.0=resnet.encoder.stages.0"]

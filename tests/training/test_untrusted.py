@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hf_reprot import Teacher
-from hf_reprot.recipe import Recipe, parse_recipe
-from hf_reprot.student import create_timm_student, load_student
-from tests.models import resnet
+from hf_reprot.commands.train import Recipe, parse_recipe
+from hf_reprot.models.student import create_timm_student, load_student
+from tests.toy_models import resnet
 from tests.training.runs import make_trainer
 
 
@@ -136,7 +136,7 @@ def test_a_recipe_makes_no_objects(tmp_path):
 
 def test_an_archive_is_not_unpacked(tmp_path):
     """A folder of images may hold anything: only images are read, and nothing is written beside them."""
-    from hf_reprot.data import load_image_dataset
+    from hf_reprot.data.datasets import load_image_dataset
 
     folder = tmp_path / "images" / "a"
     folder.mkdir(parents=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_reprot.training.watch import NonFiniteWatch
+from hf_reprot.training.non_finite import NonFiniteWatch
 
 
 def _step(watch: NonFiniteWatch, *dropped: float) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..output import LossOutput
+from ..common import LossOutput
 from .base import FeatureLoss
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..output import LossOutput
+from ..common import LossOutput
 from .base import FeatureLoss
 
 

@@ -7,8 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_sides
-from ..output import LossOutput
+from ..common import LossOutput, check_sides
 
 _SHAPES = {"neurons": "(samples, neurons)", "samples": "(samples, neurons)", "maps": "(samples, channels, positions)"}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..output import LossOutput
+from ..common import LossOutput
 from .base import FeatureLoss
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..common import LossOutput
 from ..distillation import weighted_mean
-from ..output import LossOutput
 
 
 class DecoupledDistillation(nn.Module):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..output import LossOutput
+from ..common import LossOutput
 from .base import FeatureLoss
 
 

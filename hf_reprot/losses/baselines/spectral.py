@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..output import LossOutput
+from ..common import LossOutput
 
 
 class BatchSpectralShrinkage(nn.Module):

@@ -1,0 +1,1 @@
+"""Benchmarks: the solvers beside their peers, and what a training step costs."""

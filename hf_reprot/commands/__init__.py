@@ -1,0 +1,1 @@
+"""What each command of `hf-reprot` runs; every one can be called from Python."""

@@ -1,0 +1,308 @@
+"""One training run from a YAML recipe and flags: data, student, teacher, trainer, results."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import timm
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+
+from ..config import OTTransferConfig
+from ..data.collator import ImageCollator
+from ..data.datasets import image_columns, label_names, load_image_dataset
+from ..models.head import linear_head
+from ..models.student import create_timm_student, load_student
+from ..trainer import OTTransferTrainer
+from ..utils.running import accuracy
+from .recipe_file import read_recipe_file
+
+
+def _setting(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Recipe:
+    """What a run needs beside the settings of the trainer: which models and which data."""
+
+    student: str | None = _setting(
+        None,
+        "The student: a hub id or a folder (its weights are the start), or the name of a timm architecture such as "
+        "resnet18 (new random weights).",
+    )
+    teacher: list[str] = _setting(
+        [],
+        "One or several teachers: hub ids (org/name@revision) or folders, or mappings (JSON on the command line) of "
+        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, license.",
+    )
+    teacher_features: list[str] = _setting(
+        [],
+        "One or several feature caches (`hf-reprot cache`) in the place of the teachers: folders, or repositories "
+        "(name/features@revision).",
+    )
+    dataset: str | None = _setting(
+        None, "A hub id, a folder of images (one subfolder a class), or a folder that save_to_disk wrote."
+    )
+    dataset_config: str | None = _setting(None, "Configuration of a data set from the Hub.")
+    dataset_revision: str | None = _setting(None, "Revision of a data set from the Hub.")
+    train_split: str = _setting("train", "Split to train on.")
+    eval_split: str | None = _setting(None, "Split to evaluate on; default: validation or test, if there is one.")
+    image_column: str | None = _setting(None, "Column of the images; default: the one of type Image.")
+    label_column: str | None = _setting(None, "Column of the labels; default: the one of type ClassLabel.")
+    max_train_samples: int | None = _setting(None, "Train on this many samples at most, drawn with the run's seed.")
+    max_eval_samples: int | None = _setting(None, "Evaluate on this many samples at most.")
+    fit_head: bool = _setting(
+        False, "After training, fit the head to labelled samples, the rest as it is: for task_weight 0."
+    )
+    head_samples: int | None = _setting(
+        None, "Fit the head to this many of the training samples at most, equal shares of every class."
+    )
+    augmentation: str = _setting("flip", 'Augmentation in training: "none", "flip" or "crop+flip".')
+    image_size: int | None = _setting(None, "Height and width that a new timm student is made for.")
+    student_from_scratch: bool = _setting(False, "Take only the config of a hub student, with new random weights.")
+    student_model_args: str | None = _setting(None, "Arguments for timm.create_model of a new student, as JSON.")
+    trust_remote_code: bool = _setting(False, "Run code that comes with the student's repository.")
+
+
+def parse_recipe(arguments: Sequence[str], recipe_file: str | Path | None = None) -> tuple[Recipe, OTTransferConfig]:
+    """Reads a recipe file and flags, which win over the file.
+
+    Args:
+        arguments: Flags, such as ["--ot_weight", "2"].
+        recipe_file: YAML with the same names as the flags, without dashes.
+
+    Raises:
+        ValueError: the file is no mapping, or names a setting that does not exist (the nearest one is named).
+            Or a flag that does not exist or does not parse.
+    """
+    parser = _Parser((Recipe, OTTransferConfig), prog="hf-reprot train", allow_abbrev=False)
+    if recipe_file is not None:
+        parser.set_defaults(**_read_recipe(Path(recipe_file)))
+    try:
+        recipe, config, rest = parser.parse_args_into_dataclasses(args=list(arguments), return_remaining_strings=True)
+    except (ImportError, OverflowError) as error:  # DeepSpeed that is not installed; a number that no machine has
+        raise ValueError(f"the settings cannot be used here: {error}") from error
+    if rest:
+        near = difflib.get_close_matches(rest[0].lstrip("-").split("=")[0], _legal(), n=1)
+        hint = f": did you mean --{near[0]}?" if near else " (--help lists all settings)"
+        raise ValueError(f"{rest[0]} is no setting{hint}")
+    for name in ("student", "dataset"):
+        if getattr(recipe, name) is None:
+            raise ValueError(f"no {name} given: pass --{name} or name it in the recipe")
+    return recipe, config
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse prints its usage, which has a line for each of two hundred flags, and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (--help lists all settings)")
+
+
+def _legal() -> list[str]:
+    return [f.name for f in (*fields(Recipe), *fields(OTTransferConfig)) if f.init]
+
+
+def print_help(console: Console) -> None:
+    """The settings of a recipe and of the transfer, with their defaults."""
+    console.print("hf-reprot train [RECIPE.yaml] [--processes N] [--setting value ...]\n")
+    added = set(OTTransferConfig.transfer_fields())
+    groups = {"models and data": fields(Recipe), "transfer": [f for f in fields(OTTransferConfig) if f.name in added]}
+    for title, members in groups.items():
+        table = Table("setting", "default", "what it is", title=title, title_justify="left")
+        for f in members:
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            table.add_row(f"--{f.name}", str(default), f.metadata.get("help", ""))
+        console.print(table)
+    console.print("and every setting of transformers.TrainingArguments, such as --output_dir, --num_train_epochs,")
+    console.print("--per_device_train_batch_size, --learning_rate, --bf16, --push_to_hub, --resume_from_checkpoint.")
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    types = get_type_hints(Recipe) | get_type_hints(OTTransferConfig)
+    # One name stands for a list of one, and a layer pair may be a mapping.
+    types |= {"layer_pairs": str | dict | list, "student_model_args": str | dict | None}
+    types["teacher"] = list[str | dict] | dict
+    # transformers takes more than it says
+    types |= dict.fromkeys(("fsdp", "resume_from_checkpoint"), str | bool | None)
+    content = read_recipe_file(path, {name: types[name] for name in _legal()})
+    # argparse takes strings apart by a setting's type; what YAML has parsed already is left as it is
+    if isinstance(content.get("teacher"), str | dict):
+        content["teacher"] = [content["teacher"]]
+    if isinstance(content.get("teacher_features"), str):
+        content["teacher_features"] = [content["teacher_features"]]
+    if isinstance(content.get("layer_pairs"), str | dict):
+        content["layer_pairs"] = [content["layer_pairs"]]
+    if isinstance(content.get("student_model_args"), dict):
+        content["student_model_args"] = json.dumps(content["student_model_args"])
+    return content
+
+
+@dataclass
+class RunResult:
+    """What a run leaves: the trainer, the metrics of its last evaluation, and the folder of the student."""
+
+    trainer: OTTransferTrainer
+    metrics: dict[str, float]
+    folder: Path
+
+
+@dataclass
+class Prepared:
+    """The student and the data of a recipe; `names` are those of the classes, where there are labels."""
+
+    student: Any
+    processor: Any
+    collator: ImageCollator
+    train: Any
+    evaluation: Any
+    names: list[str] | None
+
+
+def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
+    """Loads the data of a recipe and makes its student.
+
+    Raises:
+        ValueError: data, a split or a student that do not exist or do not fit.
+    """
+    set_seed(config.seed)
+    data = load_image_dataset(
+        recipe.dataset,
+        config=recipe.dataset_config,
+        revision=recipe.dataset_revision,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+    )
+    if recipe.train_split not in data:
+        raise ValueError(f"{recipe.dataset} has no split {recipe.train_split!r}: it has {', '.join(data)}")
+    train = data[recipe.train_split]
+    evaluation = _evaluation_split(data, recipe)
+    image, label = image_columns(train) or (None, None)
+    if image is None:
+        raise ValueError(f"{recipe.dataset} has no column of images: it has {', '.join(train.column_names)}")
+    names = label_names(train, label) if label is not None else None
+    if recipe.max_train_samples is not None and recipe.max_train_samples < len(train):
+        train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))
+    if evaluation is not None and recipe.max_eval_samples is not None and recipe.max_eval_samples < len(evaluation):
+        evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
+    student, processor = _student_and_processor(recipe, names)
+    collator = ImageCollator(processor, augmentation=recipe.augmentation, image_column=image, label_column=label)
+    return Prepared(student, processor, collator, train, evaluation, names)
+
+
+def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer:
+    """The trainer of a recipe, checked and ready to train."""
+    prepared = prepare(recipe, config)
+    _check_head(recipe, prepared)
+    return OTTransferTrainer(
+        model=prepared.student,
+        teacher_model=teachers_of(recipe) or None,
+        teacher_features=recipe.teacher_features or None,
+        args=config,
+        data_collator=prepared.collator,
+        train_dataset=prepared.train,
+        eval_dataset=prepared.evaluation,
+        processing_class=prepared.processor,
+        compute_metrics=accuracy if prepared.names is not None else None,
+    )
+
+
+def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
+    """Trains, evaluates, saves and, where asked, pushes."""
+    trainer = build_trainer(recipe, config)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if recipe.fit_head:
+        trainer.fit_head(_head_samples(trainer.train_dataset, recipe, config.seed))
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    if metrics:
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.save_model()
+    return RunResult(trainer, metrics, Path(config.output_dir))
+
+
+def _check_head(recipe: Recipe, prepared: Prepared) -> None:
+    if recipe.head_samples is not None and not recipe.fit_head:
+        raise ValueError("head_samples says how many samples the head is fitted to: set fit_head, too")
+    if recipe.fit_head:
+        linear_head(prepared.student)
+        if prepared.names is None:
+            raise ValueError(f"fit_head needs labels, and {recipe.dataset} has none")
+
+
+def _head_samples(data: Any, recipe: Recipe, seed: int) -> Any:
+    if recipe.head_samples is None or recipe.head_samples >= len(data):
+        return data
+    _, label = image_columns(data)
+    return data.train_test_split(train_size=recipe.head_samples, stratify_by_column=label, seed=seed)["train"]
+
+
+def _student_and_processor(recipe: Recipe, names: Sequence[str] | None):
+    """The student of a recipe and its image processor.
+
+    Raises:
+        ValueError: neither a timm architecture nor a model on the Hub or on disk.
+    """
+    source = recipe.student
+    if "/" not in source and not Path(source).exists() and timm.is_model(source):
+        if names is None:
+            raise ValueError("a new timm student needs labels, for the size of its head: the data set has none")
+        model_args = _json_object("student_model_args", recipe.student_model_args or "{}")
+        size = {} if recipe.image_size is None else {"input_size": [3, recipe.image_size, recipe.image_size]}
+        student = create_timm_student(source, names, pretrained_cfg=size, **model_args)
+        return student, _timm_processor(student)
+    trust = recipe.trust_remote_code
+    try:
+        student = load_student(source, names, from_scratch=recipe.student_from_scratch, trust_remote_code=trust)
+    except ValueError as error:
+        near = difflib.get_close_matches(source.split("/")[-1], timm.list_models(), n=3)
+        hint = f" (near: {', '.join(near)})" if near else ""
+        raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
+    return student, AutoImageProcessor.from_pretrained(source.partition("@")[0], trust_remote_code=trust)
+
+
+def teachers_of(recipe: Recipe) -> list[str | dict[str, Any]]:
+    """The teachers of a recipe, as the trainer takes them."""
+    return [_teacher(given) for given in recipe.teacher]
+
+
+def _teacher(given: str | dict[str, Any]) -> str | dict[str, Any]:
+    """A teacher as the trainer takes it: mappings come as JSON from a command line."""
+    return _json_object("teacher", given) if isinstance(given, str) and given.lstrip().startswith("{") else given
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object such as '{{\"depth\": 6}}', got {text}")
+    return value
+
+
+def _timm_processor(student):
+    from transformers import TimmWrapperImageProcessor
+
+    return TimmWrapperImageProcessor(pretrained_cfg=student.config.pretrained_cfg)
+
+
+def _evaluation_split(data, recipe: Recipe):
+    if recipe.eval_split is not None:
+        if recipe.eval_split not in data:
+            raise ValueError(f"{recipe.dataset} has no split {recipe.eval_split!r}: it has {', '.join(data)}")
+        return data[recipe.eval_split]
+    return next((data[name] for name in ("validation", "test") if name in data), None)

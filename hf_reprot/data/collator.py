@@ -1,0 +1,170 @@
+"""Batches out of rows with raw images; augmentation that resumes exactly."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+from transformers import BaseImageProcessor, TrainerCallback
+
+from ..utils.messages import check_choice
+from .columns import TEACHER_PREFIX
+from .images import fingerprint, open_image, random_crop
+from .preprocessing import takes_grey
+
+AUGMENTATIONS = ("none", "flip", "crop+flip")
+
+
+class ImageCollator:
+    """Makes a batch of a model out of rows with raw images.
+
+    The images of a batch go through the processor in one call. Augmentation belongs to training: evaluate with
+    `collator.for_evaluation()`, as `OTTransferTrainer` does.
+
+    After `set_epoch` (the callback `AugmentationEpoch` calls it), what happens to an image follows from the seed, the
+    epoch and its pixels alone: neither the number of processes or workers nor stopping and resuming changes it. Before,
+    it is drawn from torch's generator.
+
+    Args:
+        processor: The image processor of the student.
+        augmentation: "none"; "flip": half of the images are mirrored left to right; "crop+flip": also, a random part
+            with half of the area or more takes the place of the image.
+        image_column: Column of the images: PIL images of any mode, encoded images ({"bytes", "path"}) or arrays.
+        label_column: Column of the labels; None for a data set without.
+
+    Returns (when called with rows):
+        {"pixel_values": (batch, channels, height, width), "labels": (batch,)}; no "labels" where no row has one.
+        Columns that start with `teacher_` come along, stacked.
+
+    Raises:
+        ValueError: an unknown augmentation; when called, a row without an image, with a damaged one, or without a label
+            among rows with one.
+    """
+
+    def __init__(
+        self,
+        processor: BaseImageProcessor,
+        augmentation: str = "none",
+        image_column: str = "image",
+        label_column: str | None = "label",
+    ):
+        check_choice("augmentation", augmentation, AUGMENTATIONS)
+        self.processor = processor
+        self.augmentation = augmentation
+        self.image_column = image_column
+        self.label_column = label_column
+        self.mode = "L" if takes_grey(processor) else "RGB"
+        self._epoch: torch.Tensor | None = None
+
+    @property
+    def input_columns(self) -> tuple[str | None, str | None]:
+        """The columns that it reads: images and labels (None for a data set without)."""
+        return self.image_column, self.label_column
+
+    def for_evaluation(self) -> ImageCollator:
+        """The same without augmentation."""
+        plain = copy.copy(self)
+        plain.augmentation = "none"
+        return plain
+
+    def set_epoch(self, epoch: int, seed: int = 0) -> None:
+        """Makes augmentation a function of the seed, the epoch and the image."""
+        if self._epoch is None:
+            # shared memory: workers that outlive an epoch see the next one's number
+            self._epoch = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._epoch[0], self._epoch[1] = seed, epoch
+
+    @property
+    def epoch_and_seed(self) -> tuple[int, int] | None:
+        """What augmentation follows from; None before `set_epoch`."""
+        return None if self._epoch is None else (int(self._epoch[1]), int(self._epoch[0]))
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if self.augmentation != "none" and "teacher_pixel_values" in rows[0]:
+            raise ValueError(
+                f"augmentation {self.augmentation!r} changes the student's images but not the column "
+                "teacher_pixel_values: leave that column out, or set augmentation='none'"
+            )
+        images = [self._image(row, i) for i, row in enumerate(rows)]
+        generators = [self._generator(image) for image in images] if self.augmentation != "none" else []
+        if self.augmentation == "crop+flip":
+            images = [random_crop(image, g) for image, g in zip(images, generators, strict=True)]
+        batch = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
+        if self.augmentation != "none":
+            mirrored = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators])
+            pixels = batch["pixel_values"]
+            batch["pixel_values"] = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        labels = self._labels(rows)
+        if labels is not None:
+            batch["labels"] = labels
+        for name in rows[0]:
+            if name.startswith(TEACHER_PREFIX):
+                batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rows])
+        return batch
+
+    def _image(self, row: Mapping[str, Any], position: int) -> PILImage.Image:
+        if self.image_column not in row:
+            raise ValueError(f"no column {self.image_column!r} of images: the rows have {', '.join(row)}")
+        try:
+            return open_image(row[self.image_column], self.mode)
+        except ValueError as error:
+            raise ValueError(f"the image of row {position} of the batch ({self._about(row)}) {error}") from error
+
+    def _about(self, row: Mapping[str, Any]) -> str:
+        """What tells a row from others: its file, its label, its other short values."""
+        value = row[self.image_column]
+        path = value.get("path") if isinstance(value, Mapping) else getattr(value, "filename", None)
+        facts = {"file": path} if path else {}
+        facts |= {k: v for k, v in row.items() if k != self.image_column and isinstance(v, str | int | float)}
+        told = [f"{name} {str(fact)[:100]}" for name, fact in facts.items()][:4]
+        return ", ".join(told) or "nothing else is known"
+
+    def _labels(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+        if self.label_column is None:
+            return None
+        labels = [row.get(self.label_column) for row in rows]
+        # -1 stands for a label that `datasets` does not know
+        missing = [label is None or (isinstance(label, int) and label == -1) for label in labels]
+        if all(missing):
+            return None
+        if any(missing):
+            raise ValueError(
+                f"row {missing.index(True)} of the batch has no label, others have: label all rows or none"
+            )
+        try:
+            return torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"the labels in column {self.label_column!r} are no numbers ({labels[0]!r}, ...): cast the column to "
+                "datasets.ClassLabel, or load with load_image_dataset"
+            ) from error
+
+    def _generator(self, image: PILImage.Image) -> torch.Generator | None:
+        if self._epoch is None:
+            return None
+        seed, epoch = self._epoch.tolist()
+        mixed = hashlib.blake2b(f"{seed} {epoch} {fingerprint(image)}".encode(), digest_size=7).digest()
+        return torch.Generator().manual_seed(int.from_bytes(mixed, "big"))
+
+
+class AugmentationEpoch(TrainerCallback):
+    """Tells a collator the epoch, so that its augmentation follows from seed, epoch and image.
+
+    A `Trainer` fetches a batch before it trains on the one before: numbers drawn from torch's generator by the collator
+    are not where a checkpoint left them, and a resumed run would see other images.
+
+    Args:
+        collator: A collator with `set_epoch(epoch, seed)`.
+    """
+
+    def __init__(self, collator: ImageCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Before the first batch of an epoch is fetched; in a resumed epoch, too."""
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.collator.set_epoch(int((state.epoch or 0) + 1e-6), seed=seed)

@@ -1,0 +1,262 @@
+"""Images and labels from the Hub, a folder or the embedded data set, and the collator that makes batches of them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
+from PIL import Image as PILImage
+
+from .collator import AUGMENTATIONS, AugmentationEpoch, ImageCollator
+from .digits import NAME as DIGITS
+from .digits import load_digits_dataset
+
+__all__ = [
+    "AUGMENTATIONS",
+    "AugmentationEpoch",
+    "ImageCollator",
+    "image_columns",
+    "is_transformed",
+    "label_names",
+    "leave_encoded",
+    "load_digits_dataset",
+    "load_image_dataset",
+]
+
+_IMAGE_NAMES = ("image", "img", "images")
+_LABEL_NAMES = ("label", "labels", "fine_label")
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+_SPLITS |= {"dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+
+
+def load_image_dataset(
+    source: str | os.PathLike,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> DatasetDict:
+    """A data set of images, and labels where it has them.
+
+    Args:
+        source: "digits" (embedded, nothing to download); a folder of images with a subfolder a class, or with
+            subfolders "train", "validation", "test" of such; a folder that `save_to_disk` wrote; a hub id.
+        config: Configuration of a data set from the Hub.
+        revision: Revision of a data set from the Hub.
+        image_column: Column of the images; None: the one of type Image.
+        label_column: Column of the labels, which becomes a ClassLabel if it is none; None: the one of type ClassLabel.
+
+    Returns:
+        The splits. Where a column was named, only the chosen columns are kept.
+
+    Raises:
+        ValueError: there is no such data set, column or image.
+    """
+    source = os.fspath(source)
+    folder = Path(source).expanduser()
+    if source == DIGITS:
+        data = load_digits_dataset()
+    elif folder.is_dir():
+        data = _load_folder(folder)
+    elif folder.is_absolute() or source.startswith((".", "~")):
+        raise ValueError(f"there is no folder {source!r} to load images from")
+    else:
+        data = _load_from_hub(source, config, revision)
+    return _with_columns(data, source, image_column, label_column)
+
+
+def image_columns(dataset: Any) -> tuple[str, str | None] | None:
+    """The columns of images and labels, by their types.
+
+    Returns:
+        (images, labels), the latter None where there are none; None for a data set whose images are no raw ones: it has
+        `pixel_values`, a transform makes its columns, or it is not of the library `datasets`.
+    """
+    if isinstance(dataset, Mapping):
+        found = (image_columns(split) for split in dataset.values())
+        return next((columns for columns in found if columns is not None), None)
+    features = getattr(dataset, "features", None)
+    if not isinstance(dataset, Dataset | IterableDataset) or features is None or is_transformed(dataset):
+        return None
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if not images or "pixel_values" in features:
+        return None
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not labels:
+        labels = [n for n in _LABEL_NAMES if isinstance(features.get(n), Value) and "int" in features[n].dtype]
+    return _first(images, _IMAGE_NAMES), _first(labels, _LABEL_NAMES)
+
+
+def is_transformed(dataset: Any) -> bool:
+    """Whether a transform makes the columns of a data set when a row is read (`set_transform`, `with_transform`)."""
+    form = getattr(dataset, "format", None)
+    return isinstance(form, Mapping) and form.get("type") == "custom"
+
+
+def label_names(dataset: Dataset, column: str) -> list[str]:
+    """Names of the classes, in the order of their numbers.
+
+    Raises:
+        ValueError: no such column, or one whose classes are not known without names (floats, lists, ...).
+    """
+    _check_column(column, dataset.features, "the data set")
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    if isinstance(feature, Value) and "int" in feature.dtype:
+        highest = max(dataset.unique(column), default=-1)
+        return [str(label) for label in range(highest + 1)]
+    raise ValueError(f"column {column!r} is of type {feature}, not of classes: cast it to datasets.ClassLabel")
+
+
+def leave_encoded(dataset: Any, column: str | None) -> Any:
+    """The data set with encoded images, which `ImageCollator` decodes: it can then say which one is damaged."""
+    features = getattr(dataset, "features", None) or {}
+    if isinstance(features.get(column), Image) and not is_transformed(dataset):
+        return dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def _load_folder(folder: Path) -> DatasetDict:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        data = load_from_disk(str(folder))
+        return data if isinstance(data, DatasetDict) else DatasetDict({"train": data})
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if names and all(name.lower() in _SPLITS for name in names):
+        folders = {name: folder / name for name in names}
+    else:
+        folders = {"train": folder}
+    files = {name: _image_files(path) for name, path in folders.items()}
+    if not any(files.values()):
+        return _load(str(folder), None, None, f"the folder {str(folder)!r} holds no images, and")
+    classes = sorted({label for found in files.values() for _, label in found if label is not None})
+    splits: dict[str, list] = {}
+    for name, found in files.items():
+        splits.setdefault(_SPLITS[name.lower()], []).extend(found)
+    return DatasetDict({name: _folder_split(found, classes, folder) for name, found in splits.items()})
+
+
+def _image_files(folder: Path) -> list[tuple[Path, str | None]]:
+    """(file, class) of every image: the class is the subfolder that it lies in, however deep."""
+    PILImage.init()
+    endings = PILImage.registered_extensions()
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() in endings and path.is_file() and not any(part.startswith(".") for part in parts):
+            found.append((path, parts[0] if len(parts) > 1 else None))
+    return found
+
+
+def _folder_split(found: Sequence[tuple[Path, str | None]], classes: Sequence[str], folder: Path) -> Dataset:
+    outside = [path for path, label in found if label is None]
+    if classes and outside:
+        raise ValueError(
+            f"{outside[0]} lies beside the folders of classes of {folder}: put it into one, or take it away"
+        )
+    columns: dict[str, list] = {"image": [str(path) for path, _ in found]}
+    features = {"image": Image()}
+    if classes:
+        numbers = {name: i for i, name in enumerate(classes)}
+        columns["label"] = [numbers[label] for _, label in found]
+        features["label"] = ClassLabel(names=list(classes))
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _load_from_hub(source: str, config: str | None, revision: str | None) -> DatasetDict:
+    repo, _, at = source.partition("@")
+    if at and revision and at != revision:
+        raise ValueError(f"the data set {source!r} names a revision, and dataset_revision another one ({revision!r})")
+    revision = at or revision
+    return _load(repo, config, revision, f"the data set {repo!r}" + (f" at revision {revision!r}" if revision else ""))
+
+
+def _load(path: str, config: str | None, revision: str | None, title: str) -> DatasetDict:
+    try:
+        data = load_dataset(path, name=config, revision=revision)
+    except Exception as error:  # the library raises many kinds; each means that this source does not load
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{title} cannot be loaded: {reason}. Legal is a hub id, a folder of images with a subfolder a class, "
+            f"a folder that save_to_disk wrote, or {DIGITS!r}"
+        ) from error
+    return data if isinstance(data, DatasetDict) else DatasetDict({"train": data})
+
+
+def _with_columns(data: DatasetDict, source: str, image: str | None, label: str | None) -> DatasetDict:
+    features = next(iter(data.values())).features
+    for column in (image, label):
+        if column is not None:
+            _check_column(column, features, source)
+    if image is not None and not isinstance(features[image], Image):
+        data = _cast_images(data, image, source)
+    if label is not None and not isinstance(features[label], ClassLabel):
+        data = _cast_labels(data, label, source)
+    found = image_columns(data)
+    if image is None and found is None:
+        raise ValueError(f"{source} has no column of images: it has {', '.join(features)}. Name one with image_column")
+    if image is None and label is None:
+        return data
+    chosen = [image or found[0], label or (found[1] if found is not None else None)]
+    chosen = [column for column in chosen if column is not None]
+    return DatasetDict({name: split.select_columns(chosen) for name, split in data.items()})
+
+
+def _cast_images(data: DatasetDict, column: str, source: str) -> DatasetDict:
+    try:
+        return data.cast_column(column, Image())
+    except Exception as error:  # arrow's own kinds
+        raise ValueError(f"column {column!r} of {source} holds no images or paths of images") from error
+
+
+def _cast_labels(data: DatasetDict, column: str, source: str) -> DatasetDict:
+    """Labels of any kind as classes, numbered alike in all splits."""
+    values: set = set()
+    for split in data.values():
+        feature = split.features.get(column)
+        if not isinstance(feature, Value) or "float" in feature.dtype:
+            raise ValueError(f"column {column!r} of {source} is of type {feature}, which names no classes")
+        values |= set(split.unique(column))
+    values.discard(None)
+    ordered = sorted(values)
+    numbers = {value: i for i, value in enumerate(ordered)}
+    number: Callable = lambda row: {column: numbers.get(row[column])}  # noqa: E731
+    classes = ClassLabel(names=[str(value) for value in ordered])
+    return DatasetDict(
+        {
+            name: split.map(number, features=Features(dict(split.features) | {column: classes}))
+            for name, split in data.items()
+        }
+    )
+
+
+def _check_column(column: str, features: Mapping[str, Any], title: str) -> None:
+    if column not in features:
+        near = difflib.get_close_matches(column, list(features), n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{title} has no column {column!r}: it has {', '.join(features)}{hint}")
+
+
+def _first(names: Sequence[str], preferred: Sequence[str]) -> str | None:
+    return next((name for name in preferred if name in names), names[0] if names else None)

@@ -1,0 +1,1 @@
+"""Distances between documents: hierarchical transport over topics, and word mover's distances."""

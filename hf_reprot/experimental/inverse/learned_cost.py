@@ -1,0 +1,223 @@
+"""`ot_cost="learned"`: a cost between neurons that is learned before the first step and frozen since."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from ...config import OTTransferConfig
+from ...data.columns import columns_of_student
+from ...losses.collective import gather_rows
+from ...ot.solve import solve
+from .fit import InverseTransport
+from .neurons import learn_neuron_cost, neuron_cost_of
+
+logger = logging.getLogger(__name__)
+
+# Blur of a plan under a learned cost, where the config sets none: from 0.03 to 0.3 the demo's students learnt as much.
+RELATIVE_EPSILON = {"sinkhorn": 0.3, "proximal": None, "exact": None}
+# Samples (positions, where these are samples) that a cost is learned from, at most.
+_MOST_SAMPLES = 4096
+_PREFIX = "learned_cost."
+
+
+class LearnedCosts:
+    """The learned cost of each layer pair and its plan: a constant that weighs every batch's costs.
+
+    With C the learned cost between neurons, P = argmin <P, C> + eps KL(P | a b') is solved once, and the term of a step
+    is <P, M>, M the squared differences of the batch: what was learned says which neurons go together, the batch how
+    far apart they are. (The other reading, a contrastive loss between samples under the same frozen cost, is satisfied
+    within a few steps on the samples at hand and taught the students of the demo much less.)
+
+    Args:
+        config: The settings.
+    """
+
+    def __init__(self, config: OTTransferConfig):
+        self.config = config
+        self.costs: list[Tensor] = []  # (d_s, d_t) of each pair
+        self._plans: list[Tensor] = []
+
+    @property
+    def plans(self) -> list[Tensor]:
+        """The plan (d_s, d_t) of each layer pair.
+
+        Raises:
+            RuntimeError: nothing has been learned yet.
+        """
+        if not self._plans:
+            raise RuntimeError("ot_cost='learned' learns its cost when train() begins: there is no loss before that")
+        return self._plans
+
+    def take(self, costs: Sequence[Tensor]) -> None:
+        """Takes the cost of each pair and solves its plan."""
+        config = self.config
+        relative = config.ot_relative_epsilon
+        self.costs = [cost.detach().float() for cost in costs]
+        self._plans = [
+            solve(
+                cost,
+                method=config.ot_method,
+                relative_epsilon=RELATIVE_EPSILON[config.ot_method] if relative is None else relative,
+                epsilon=config.ot_epsilon,
+                tolerance=config.ot_tolerance,
+                max_iterations=config.ot_max_iterations,
+            ).plan
+            for cost in self.costs
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Costs and plans, for a checkpoint; empty before anything was learned."""
+        state = {}
+        for i, (cost, plan) in enumerate(zip(self.costs, self._plans, strict=True)):
+            state |= {f"{_PREFIX}{i}.cost": cost, f"{_PREFIX}{i}.plan": plan}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor], pairs: int, device: torch.device) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: the checkpoint's run learned no cost, or those of another number of layer pairs.
+        """
+        found = {name: value for name, value in state.items() if name.startswith(_PREFIX)}
+        if len(found) != 2 * pairs:
+            raise ValueError(
+                f"ot_cost='learned', but the checkpoint holds learned costs of {len(found) // 2} layer pairs and this "
+                f"run has {pairs}: resume with the settings that it was written with, or start a new run"
+            )
+        self.costs = [found[f"{_PREFIX}{i}.cost"].to(device) for i in range(pairs)]
+        self._plans = [found[f"{_PREFIX}{i}.plan"].to(device) for i in range(pairs)]
+
+
+class LearnedCostMixin:
+    """For a trainer with an objective (`transfer`): learns the costs of its layer pairs when training begins."""
+
+    _given_cost: InverseTransport | Sequence[InverseTransport] | None = None
+
+    def _take_given_cost(self, widths: Sequence[tuple[int, int]]) -> None:
+        """Hands the user's cost, if there is one, to the objective.
+
+        Args:
+            widths: (d_s, d_t) of each pair; empty where they are not known.
+
+        Raises:
+            ValueError: costs that no setting asks for, of the wrong number, kind or widths.
+        """
+        given, learned, pairs = self._given_cost, self.transfer.learned, self.transfer.pairs
+        if given is None:
+            return
+        if learned is None:
+            raise ValueError(
+                f"learned_cost was given, but ot_cost={self.args.ot_cost!r} and ot_weight={self.args.ot_weight} do "
+                "not use it: set ot_cost='learned' and an ot_weight above 0"
+            )
+        given = [given] * len(pairs) if isinstance(given, nn.Module) else list(given)
+        if len(given) != len(pairs):
+            raise ValueError(f"learned_cost has {len(given)} costs for {len(pairs)} layer pairs: give one for each")
+        costs = [neuron_cost_of(cost) for cost in given]
+        for cost, pair, width in zip(costs, pairs, widths, strict=False):
+            if tuple(cost.shape) != tuple(width):
+                raise ValueError(
+                    f"learned_cost is between {cost.shape[0]} student and {cost.shape[1]} teacher neurons, but "
+                    f"{pair.student}={pair.teacher} has {width[0]} and {width[1]}"
+                )
+        learned.take([cost.to(self.args.device) for cost in costs])
+
+    def _learn_costs(self) -> None:
+        """Learns what is to be learned and is not there yet (given, or from a checkpoint).
+
+        In a distributed run the samples of all processes are gathered, the first process learns, and all get its cost.
+        """
+        learned, pairs = self.transfer.learned, self.transfer.pairs
+        if learned is None or learned.costs:
+            return
+        costs = []
+        for pair, (student, teacher) in zip(pairs, self._paired_samples(), strict=True):
+            student, teacher = gather_rows(student), gather_rows(teacher)
+            cost = torch.zeros(student.shape[1], teacher.shape[1], device=self.args.device)
+            if self.accelerator.is_main_process:
+                # On the CPU, in float64: the same wherever a run starts.
+                inverse = learn_neuron_cost(student.cpu(), teacher.cpu(), regularisation=self.args.cost_regularisation)
+                logger.info(
+                    "Learned the cost of %s=%s from %d samples: %s",
+                    *(pair.student, pair.teacher, len(student), inverse.report),
+                )
+                cost.copy_(neuron_cost_of(inverse))
+            if self.accelerator.num_processes > 1:
+                dist.broadcast(cost, 0)
+            costs.append(cost)
+        learned.take(costs)
+
+    @torch.no_grad()
+    def _paired_samples(self) -> list[tuple[Tensor, Tensor]]:
+        """This process's samples (n, d_s), (n, d_t) of each layer pair, over the first batches of the training data.
+
+        Layers act as in training, where the loss will see them; the student and every random generator are as they were
+        before after it.
+        """
+        parts: list[list[tuple[Tensor, Tensor]]] = []
+        with unchanged_generators(), as_in_training(self.model_wrapped):
+            loader = self.get_train_dataloader()
+            try:
+                for inputs in itertools.islice(loader, self.args.cost_fit_steps):
+                    parts.append(self._neurons_of(self._prepare_inputs(inputs)))
+            finally:
+                if hasattr(loader, "end"):  # accelerate's, which counts the loaders that are being read
+                    loader.end()
+        if not parts:
+            raise ValueError("ot_cost='learned' needs training data to learn from, and the data loader gave no batch")
+        most = _MOST_SAMPLES // self.accelerator.num_processes
+        return [_finite_rows(*map(torch.cat, zip(*pair, strict=True)), most) for pair in zip(*parts, strict=True)]
+
+    def _neurons_of(self, inputs: Mapping) -> list[tuple[Tensor, Tensor]]:
+        own = columns_of_student(inputs, self.label_names)
+        with self.accelerator.autocast():
+            with self.transfer.recording():
+                self.model_wrapped(**own)
+            layers, _ = self.transfer.teach(inputs)
+        pairs = self.transfer.neurons(self.transfer.student_taps.take(), layers, inputs)
+        return [(s.float(), t.float()) for s, t in pairs]
+
+
+def _finite_rows(student: Tensor, teacher: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Samples that are finite on both sides, evenly thinned out to `most` of them."""
+    rows = (torch.isfinite(student).all(1) & torch.isfinite(teacher).all(1)).nonzero().flatten()
+    if len(rows) > most:
+        rows = rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
+    return student[rows], teacher[rows]
+
+
+@contextlib.contextmanager
+def as_in_training(model: nn.Module) -> Iterator[None]:
+    """Training mode inside; modes and buffers (running averages of normalisation) as they were after it."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def unchanged_generators() -> Iterator[None]:
+    """Every global random generator as it was after it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,270 @@
+"""Named layers of a model, recorded during a forward pass; timm and transformers alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .activations import Activation, pair_maps, pair_neurons, pooled_neurons
+from .architecture import class_layers, last_layer
+from .dropout import WithoutDropout
+from .layout import layout_of, prefix_and_grid, tokens_of
+from .paths import LayerName, modules_by_path, resolve_path, unwrap
+
+__all__ = ["Activation", "Taps", "pair_maps", "pair_neurons", "pooled_neurons"]
+
+
+class _Store:
+    """What the hooks of one `Taps` fill while armed."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.dropout = WithoutDropout()
+        self.clear()
+
+    def clear(self) -> None:
+        self.dropout.clear()
+        self.caught: dict[str, list[Tensor]] = {}
+        self.versions: dict[str, int] = {}  # of each tensor's storage, which changes when it is overwritten in place
+        self.grids: dict[str, tuple[int, int]] = {}
+
+
+class _Hook:
+    """Puts one layer's tensor into the store. A copy of the model, or a pickle of it, carries no taps."""
+
+    def __init__(self, store: _Store, name: str):
+        self.store, self.name = store, name
+
+    def __reduce__(self):
+        return _hook_of_a_copy, ()
+
+
+class _OutputHook(_Hook):
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.store.armed:
+            _record(self.store, self.name, first_tensor(output))
+
+
+class _InputHook(_Hook):
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.store.armed:
+            tensor = first_tensor(args if args else kwargs)
+            _record(self.store, self.name, self.store.dropout.clean(tensor))
+
+
+class _HeadHook(_Hook):
+    """Says that what follows is the head."""
+
+    def __call__(self, *_: Any) -> None:
+        self.store.dropout.in_head = self.store.armed
+
+
+class _GridHook(_Hook):
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if self.store.armed:
+            self.store.grids[self.name] = tuple(output.shape[-2:])
+
+
+def _record(store: _Store, name: str, tensor: Tensor | None) -> None:
+    if tensor is None:
+        return
+    store.caught.setdefault(name, []).append(tensor)
+    if not torch.compiler.is_compiling() and not tensor.is_inference():
+        store.versions[name] = tensor._version
+
+
+def _pass_by(*_: Any) -> None:
+    """The hook of a copied model."""
+
+
+def _hook_of_a_copy():
+    return _pass_by
+
+
+class Taps:
+    """Records the outputs (or inputs) of named layers, for the forward passes made while armed.
+
+    Hang the taps on the bare model, before it is wrapped in DDP or FSDP or compiled: the wrapped model fires them. They
+    change nothing in the model's outputs and keep nothing of a pass that was not asked for: evaluation, and the
+    second forward of activation checkpointing, which runs in the backward, pass by unrecorded.
+
+    Args:
+        model: The model; a DDP or compiled one is unwrapped.
+        names: Layers: paths of modules as in `model.named_modules()`, without the prefixes of PEFT, of timm's wrapper
+            or of the base model if one likes. `path:input` is the first tensor that goes into the module; in training,
+            without the noise of a dropout right in front of it or anywhere between the last layer with positions and
+            it. `path:nchw`, `path:nhwc`, `path:prefixN` say what the axes mean
+            where the model does not show it.
+
+    Raises:
+        ValueError: a name that the model does not have; the nearest ones are named.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hf_reprot.features.taps import Taps
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> taps = Taps(model, ["1"])
+        >>> with taps.armed():
+        ...     _ = model(torch.randn(5, 4))
+        >>> taps.take()["1"].tensor.shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]):
+        self.model = unwrap(model)
+        self._store = _Store()
+        self._grad = False
+        self._layouts: dict[tuple[str, int], str] = {}
+        self._names: dict[str, LayerName] = {}
+        self._handles: list[Any] = []
+        modules = modules_by_path(self.model)
+        for name in names:
+            parsed = LayerName.parse(name)
+            path = resolve_path(self.model, parsed.path)
+            self._names[name] = LayerName(path, parsed.at_input, parsed.layout, parsed.prefix)
+        self._tokens = {name: tokens_of(self.model, layer.path) for name, layer in self._names.items()}
+        reading = class_layers(self.model)
+        self._reads_class = {
+            name: (layer.path, layer.at_input) in reading and self._tokens[name].class_token is not None
+            for name, layer in self._names.items()
+        }
+        for name, layer in self._names.items():
+            self._hang(name, layer, modules)
+        self._drops = any(layer.at_input for layer in self._names.values())
+        if self._drops:
+            self._hang_at_head(modules)
+        for path in sorted({tokens.embedding for tokens in self._tokens.values() if tokens.embedding}):
+            self._handles.append(modules[path].register_forward_hook(_GridHook(self._store, path)))
+
+    def _hang(self, name: str, layer: LayerName, modules: dict[str, nn.Module]) -> None:
+        module = _called_part(modules[layer.path], first=layer.at_input)
+        if not layer.at_input:
+            self._handles.append(module.register_forward_hook(_OutputHook(self._store, name)))
+            return
+        hook = _InputHook(self._store, name)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _hang_at_head(self, modules: dict[str, nn.Module]) -> None:
+        try:
+            path = LayerName.parse(last_layer(self.model, "all")).path
+        except ValueError:
+            return
+        module = _called_part(modules[path], first=False)
+        self._handles.append(module.register_forward_hook(_HeadHook(self._store, path)))
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[None]:
+        """Records the forward pass made inside; what an earlier one left is forgotten."""
+        store = self._store
+        store.clear()
+        self._grad = torch.is_grad_enabled()
+        store.armed = True
+        try:
+            with store.dropout if self._drops and self.model.training else contextlib.nullcontext():
+                yield
+        except BaseException:
+            store.clear()
+            raise
+        finally:
+            store.armed = False
+
+    def reached(self) -> list[str]:
+        """The recorded layers that a gradient can reach; to be asked before `take`, which refuses the others."""
+        return [name for name, tensors in self._store.caught.items() if any(t.requires_grad for t in tensors)]
+
+    def take(self) -> dict[str, Activation]:
+        """The recorded layers by the names that were given; the taps are empty afterwards.
+
+        Raises:
+            RuntimeError: a layer that was not called, was called more than once, was overwritten in place by a later
+                one, gave no tensor, or gave one that no gradient can flow through although the pass was for training.
+            ValueError: a layer whose axes cannot be told apart.
+        """
+        store = self._store
+        trains = self._grad and any(p.requires_grad for p in self.model.parameters())
+        try:
+            return {
+                name: self._activation(name, layer, self._checked(name, store, trains), store.grids)
+                for name, layer in self._names.items()
+            }
+        finally:
+            store.clear()
+
+    def _checked(self, name: str, store: _Store, trains: bool) -> Tensor:
+        """The one tensor that a layer gave."""
+        tensors = store.caught.get(name, [])
+        if len(tensors) > 1:
+            raise RuntimeError(
+                f"{name} was called {len(tensors)} times in one forward pass, so that it is not one layer: "
+                "choose a module that is called once"
+            )
+        if not tensors:
+            raise RuntimeError(
+                f"{name} recorded nothing: {type(self.model).__name__} did not call it in this forward pass, or it "
+                "gave no tensor. timm's set_grad_checkpointing passes over whole stages (choose a block, as in "
+                "layer1.0); a list of layers is never called (choose an element of it); a head is passed over where "
+                "features are asked for"
+            )
+        tensor = tensors[0]
+        if name in store.versions and tensor._version != store.versions[name]:
+            raise RuntimeError(
+                f"{name} was overwritten in place by a layer after it, so that its own values are lost: choose the "
+                "layer that overwrites it (often the activation or the block around), or build it with inplace=False"
+            )
+        if trains and not tensor.requires_grad:
+            raise RuntimeError(
+                f"no gradient can reach {name}, so that a loss on it trains nothing. Either everything up to this "
+                "layer is frozen (choose a later layer or unfreeze an earlier one), or reentrant activation "
+                "checkpointing cuts it off (use use_reentrant=False)"
+            )
+        return tensor
+
+    def _activation(
+        self, name: str, layer: LayerName, tensor: Tensor, grids: Mapping[str, tuple[int, int]]
+    ) -> Activation:
+        key = (name, tensor.ndim)
+        if key not in self._layouts:
+            self._layouts[key] = layout_of(self.model, layer, tensor.shape)
+        layout, tokens = self._layouts[key], self._tokens[name]
+        prefix, grid = 0, None
+        if layout in ("nlc", "ncl") and tokens.modality == "image":
+            length = tensor.shape[layout.index("l")]
+            prefix, grid = prefix_and_grid(tokens, length, grids.get(tokens.embedding), layer.prefix)
+        return Activation(tensor, layout, name, tokens, prefix, grid, self._reads_class[name])
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._store.clear()
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor that a module's output stands for: itself, `last_hidden_state`, or the first of a collection."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        state = value.get("last_hidden_state")
+        values = [state] if state is not None else list(value.values())
+    elif isinstance(value, tuple | list):
+        values = list(value)
+    else:
+        return None
+    tensors = (first_tensor(item) for item in values)
+    return next((tensor for tensor in tensors if tensor is not None), None)
+
+
+def _called_part(module: nn.Module, first: bool) -> nn.Module:
+    """The module that has a layer's output (or, with `first`, input) and that is called in every case.
+
+    timm's checkpointing calls the children of a stage and never the stage: the last child gives the same output.
+    """
+    while type(module) is nn.Sequential and len(module) > 0:
+        module = module[0 if first else -1]
+    return module

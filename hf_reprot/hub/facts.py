@@ -1,0 +1,90 @@
+"""What is known of a model, a data set, a start and a speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .licenses import License
+
+
+@dataclass
+class Speed:
+    """A measured forward speed.
+
+    Attributes:
+        samples_per_second: Images or texts a second.
+        batch_size: Samples in a forward pass.
+        input: Shape of one sample, such as "3 x 224 x 224".
+        device: What it ran on.
+        dtype: Data type of the weights.
+    """
+
+    samples_per_second: float
+    batch_size: int
+    input: str
+    device: str
+    dtype: str
+
+
+@dataclass
+class Start:
+    """Where a student's weights started.
+
+    Attributes:
+        kind: "hub", "folder", "scratch" (new random weights), or "unrecorded": made in the process that trained it, in
+            a way that nobody wrote down.
+        name: Hub id, or the name of the folder.
+        revision: Commit on the Hub.
+        license: Licence of those weights.
+    """
+
+    kind: str = "unrecorded"
+    name: str | None = None
+    revision: str | None = None
+    license: License | None = None
+
+
+@dataclass
+class ModelFacts:
+    """What is known of a model.
+
+    Attributes:
+        name: Hub id, folder name, or what a module is called.
+        architecture: Name of the class, or timm's name of the architecture.
+        library: "transformers", "timm", "peft" or "torch".
+        parameters: Number of parameters.
+        origin: "hub", "folder" or "unrecorded".
+        revision: Commit on the Hub.
+        license: Licence of the weights.
+        metrics: Its own evaluation on the student's evaluation data, where someone ran it.
+        speed: Measured forward speed.
+        share: Of a teacher among several: its share of what they teach, from 0 to 1.
+        classes: Of a teacher of some classes: the student's classes that it knows.
+        cache: Of a teacher whose features came from a cache: which.
+    """
+
+    name: str
+    architecture: str
+    library: str
+    parameters: int
+    origin: str = "unrecorded"
+    revision: str | None = None
+    license: License | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    speed: Speed | None = None
+    share: float | None = None
+    classes: list[str] | None = None
+    cache: str | None = None
+
+
+@dataclass
+class DataFacts:
+    """What is known of a data set: `repo` is its hub id; None where it did not come from the Hub."""
+
+    name: str
+    samples: int | None
+    repo: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    split: str | None = None
+    license: License | None = None

@@ -1,1 +1,0 @@
-"""Images into what models take: opening, normalising, augmenting; the embedded data set."""

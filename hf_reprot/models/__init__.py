@@ -1,0 +1,1 @@
+"""Teachers and students: loading them, their heads, and where their weights live."""

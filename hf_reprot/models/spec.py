@@ -1,0 +1,130 @@
+"""The part that a teacher plays among several: how much it weighs, which classes it knows, which layers it shows."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PARTS = ("weight", "classes", "layers", "samples")
+SAMPLES = ("own", "all")
+
+
+def check_weight(weight: Any) -> float:
+    """A teacher's weight as a float.
+
+    Raises:
+        ValueError: not a finite number above 0.
+    """
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not math.isfinite(weight) or weight <= 0:
+        raise ValueError(f"the weight of a teacher must be a finite number above 0, got {weight!r}")
+    return float(weight)
+
+
+def check_classes(classes: Any) -> tuple[str | int | None, ...] | None:
+    """A teacher's classes as a tuple of names and numbers of the student's classes, None for outputs without one.
+
+    Raises:
+        ValueError: not a list of these, or one twice.
+    """
+    if classes is None:
+        return None
+    listed = list(classes) if isinstance(classes, Sequence | range) and not isinstance(classes, str) else None
+    if listed is None or any(isinstance(c, bool) or not isinstance(c, str | int | None) for c in listed):
+        raise ValueError(
+            "the classes of a teacher must be a list of the student's classes, by name or number (None for an output "
+            f"that the student has no class for), got {classes!r}"
+        )
+    named = [c for c in listed if c is not None]
+    twice = next((c for i, c in enumerate(named) if c in named[:i]), None)
+    if twice is not None:
+        raise ValueError(f"the classes of a teacher name {twice!r} twice: each output stands for a class of its own")
+    return tuple(listed) if named else ()
+
+
+def check_layers(layers: Any) -> list[Any] | None:
+    """A teacher's own layer pairs as a list.
+
+    Raises:
+        ValueError: an empty list, or "auto".
+    """
+    if layers is None:
+        return None
+    layers = [layers] if isinstance(layers, str | Mapping) else list(layers)
+    if not layers:
+        raise ValueError('the layers of a teacher are empty: give pairs such as "last", or None for those of the run')
+    if "auto" in layers:
+        raise ValueError('layers="auto" finds the pairs of all teachers at once: set it as layer_pairs of the run')
+    return layers
+
+
+def columns_of_classes(
+    classes: Sequence[str | int | None], names: Sequence[str] | None, count: int, title: str
+) -> list[int | None]:
+    """The student's logit that each output of a teacher answers to.
+
+    Args:
+        classes: As `check_classes` gave them.
+        names: Names of the student's classes; None where it has none.
+        count: Number of the student's classes.
+        title: What to call the teacher in an error.
+
+    Raises:
+        ValueError: a class that the student does not have (the nearest one is named), or one named twice.
+    """
+    columns = [None if c is None else _column(c, names, count, title) for c in classes]
+    found: dict[int, Any] = {}
+    for column, given in zip(columns, classes, strict=True):
+        if column is None:
+            continue
+        if column in found:
+            raise ValueError(f"classes of the teacher {title}: {found[column]!r} and {given!r} are the same class")
+        found[column] = given
+    return columns
+
+
+def columns_by_name(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
+    """The student's logit of each teacher output, where every class of the teacher is one of the student's by its name.
+
+    Names are compared without regard to case, and to spaces around them.
+
+    Returns:
+        None where a teacher's name is unknown to the student, or names a class twice.
+
+    Example:
+        >>> columns_by_name(["Dog", "cat"], ["cat", "cow", "dog"])
+        [2, 0]
+    """
+    places = {_plain(name): i for i, name in enumerate(ours)}
+    wanted = [_plain(name) for name in theirs]
+    if len(places) < len(ours) or len(set(wanted)) < len(wanted) or any(name not in places for name in wanted):
+        return None
+    return [places[name] for name in wanted]
+
+
+def _column(given: str | int, names: Sequence[str] | None, count: int, title: str) -> int:
+    if isinstance(given, str):
+        if names is not None and given in names:
+            return list(names).index(given)
+        if given.strip().isdecimal() and names is None:  # as it comes from a command line
+            given = int(given)
+    if isinstance(given, int) and 0 <= given < count:
+        return given
+    legal = f"0 to {count - 1}"
+    if isinstance(given, int):
+        raise ValueError(f"classes of the teacher {title}: there is no class {given} (the student has {legal})")
+    if names is None:
+        raise ValueError(
+            f"classes of the teacher {title}: {given!r} is a name, and the student's config names no classes "
+            f"(id2label): give numbers, {legal}"
+        )
+    near = difflib.get_close_matches(given, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise ValueError(f"classes of the teacher {title}: the student has no class {given!r} (it has {known}).{hint}")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())

@@ -1,0 +1,261 @@
+"""A student that the Trainer can train and that, once saved, loads in transformers and in timm."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+
+from ..data.preprocessing import fixed_image_size, image_channels
+from .loading import refuse_pickles
+
+TIMM_PREFIX = "timm_model."
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
+
+# What timm and transformers read of a `pretrained_cfg`: enough to rebuild the input pipeline, nothing of a download.
+_INPUT_FIELDS = (
+    "input_size",
+    "fixed_input_size",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "mean",
+    "std",
+    "pool_size",
+    "first_conv",
+    "classifier",
+    "license",
+)
+
+
+def create_timm_student(
+    architecture: str,
+    label_names: Sequence[str],
+    *,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    **model_args: Any,
+) -> TimmWrapperForImageClassification:
+    """A timm model with new random weights, inside the wrapper that makes it a transformers model.
+
+    Args:
+        architecture: timm's name of the model, such as "resnet18".
+        label_names: Names of the classes, in the order of the logits.
+        pretrained_cfg: Changes to the architecture's input settings (`input_size` (channels, height, width), `mean`,
+            `std`). An architecture that is made for one image size is made for this one.
+        model_args: What `timm.create_model` takes besides the number of classes, such as `img_size` or `depth`. It is
+            kept in the student's config, so that the student loads again.
+
+    Raises:
+        ValueError: timm has no such architecture (the nearest ones are named), or a `model_args` that the wrapper sets.
+    """
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        raise ValueError(f"timm has no architecture {architecture!r}. Near: {', '.join(near) or 'none'}")
+    for reserved in ("num_classes", "pretrained", "checkpoint_path"):
+        if reserved in model_args:
+            raise ValueError(f"{reserved} is set by the label names and the weights: leave it out of model_args")
+    changes = dict(pretrained_cfg or {})
+    model_args = _input_args(architecture, changes) | model_args
+    model = timm.create_model(architecture, num_classes=len(label_names), **model_args)
+    changes.setdefault("license", None)  # the architecture states one for weights that this student does not have
+    student = wrap_timm(model, label_names, pretrained_cfg=changes, model_args=model_args)
+    student.weights_from = "scratch"  # for the card: nothing of a module tells new weights from loaded ones
+    return student
+
+
+def load_student(
+    source: str | os.PathLike, label_names: Sequence[str] | None = None, *, from_scratch: bool = False, **options: Any
+) -> PreTrainedModel:
+    """A classifier from the Hub or a folder as a student: its weights are the start, its head is made for the labels.
+
+    Args:
+        source: A hub id ("org/name", "org/name@revision", "timm/name") or a folder.
+        label_names: Names of the classes, in the order of the logits; a head of another size is replaced by a new one.
+            None: the classes that the model has.
+        from_scratch: Take the architecture only, with new random weights.
+        options: What `from_pretrained` takes.
+
+    Raises:
+        ValueError: there is no such model, or it has no safetensors weights.
+    """
+    path, _, revision = os.fspath(source).partition("@")
+    if revision and not Path(source).exists():
+        source, options = path, {"revision": revision} | options
+    if label_names is not None:
+        numbered = dict(enumerate(label_names))
+        # The number, too: a timm config looks at it alone, and would keep the old head under new names.
+        options |= {"num_labels": len(numbered), "id2label": numbered, "label2id": {n: i for i, n in numbered.items()}}
+    try:
+        hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+        refuse_pickles(PreTrainedConfig.get_config_dict(source, **hub)[0], source=os.fspath(source))
+        if from_scratch:
+            config = AutoConfig.from_pretrained(source, **options)
+            trust = options.get("trust_remote_code", False)
+            student = AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
+            student.weights_from = "scratch"
+        else:
+            student = AutoModelForImageClassification.from_pretrained(
+                source, ignore_mismatched_sizes=True, use_safetensors=True, **options
+            )
+    except OSError as error:
+        raise ValueError(
+            f"student {os.fspath(source)!r} is neither a folder nor a model that can be had from the Hub: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    if label_names is not None and isinstance(student.config, TimmWrapperConfig):
+        student.config.label_names = list(label_names)
+    return student
+
+
+def wrap_timm(
+    model: nn.Module,
+    label_names: Sequence[str] | None = None,
+    *,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> TimmWrapperForImageClassification:
+    """Puts a timm module, weights and all, inside `TimmWrapperForImageClassification`.
+
+    The wrapper shares the module's parameters. The config records what both libraries need to load the student.
+
+    Args:
+        model: A module made by `timm.create_model`, with a head.
+        label_names: Names of the classes; None: LABEL_0, LABEL_1, ...
+        pretrained_cfg: Changes to the module's own input settings.
+        model_args: The arguments, besides the number of classes, that the module was made with; None: those that the
+            module remembers (timm 1.0.31 and later), else none.
+
+    Raises:
+        TypeError: not a timm module.
+        ValueError: no head, a number of names that is not the head's number of classes, an `input_size` that the
+            module does not take, or a module that `architecture` and `model_args` do not rebuild.
+    """
+    if not is_timm(model):
+        raise TypeError(f"{type(model).__name__} is no timm model: it has no pretrained_cfg and num_classes")
+    if model.num_classes <= 0:
+        raise ValueError("the timm model has no head: create it with num_classes above 0")
+    names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(model.num_classes)]
+    if len(names) != model.num_classes:
+        raise ValueError(f"{len(names)} label names for a head of {model.num_classes} classes")
+    settings = dict(model.pretrained_cfg) | dict(pretrained_cfg or {})
+    settings |= _own_input(model, settings, stated="input_size" in (pretrained_cfg or {}))
+    if model_args is None:
+        model_args = _remembered_args(model)
+    config = TimmWrapperConfig(
+        architecture=settings.get("architecture") or model.pretrained_cfg["architecture"],
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        model_args={
+            name: _plain(value) for name, value in model_args.items()
+        },  # never None: timm reads it as a dictionary
+    )
+    config.pretrained_cfg = {k: _plain(settings[k]) for k in _INPUT_FIELDS if settings.get(k) is not None}
+    config.label_names = names
+    with torch.device("meta"):  # the wrapper builds a module of its own first: give it no memory
+        try:
+            wrapper = TimmWrapperForImageClassification(copy.deepcopy(config))
+        except TypeError as error:
+            raise ValueError(
+                f"timm cannot rebuild {config.architecture} from model_args={model_args}: {error}"
+            ) from error
+    ours = {name: p.shape for name, p in model.state_dict().items()}
+    theirs = {name: p.shape for name, p in wrapper.timm_model.state_dict().items()}
+    if ours != theirs:
+        different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        raise ValueError(
+            f"timm rebuilds {config.architecture} with other weights than the model has ({', '.join(different[:3])}): "
+            "pass as model_args what the model was created with (img_size, depth, ...), so that the student loads again"
+        )
+    wrapper.timm_model = model
+    return wrapper
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Whether a module was made by timm (and is not wrapped already)."""
+    return isinstance(getattr(model, "pretrained_cfg", None), Mapping) and hasattr(model, "num_classes")
+
+
+def as_student(model: nn.Module) -> nn.Module:
+    """The model itself, or, for a bare timm module, the model in the wrapper that the Trainer can train and save."""
+    if is_timm(model) and "labels" not in inspect.signature(model.forward).parameters:
+        return wrap_timm(model)
+    return model
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def portable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor] | None:
+    """The weights of a student as both libraries read them: without the wrapper's prefix for a timm student.
+
+    Returns None for any other model where no state dict is given: its own `save_pretrained` knows best.
+    """
+    if not isinstance(model, TimmWrapperForImageClassification):
+        return dict(state_dict) if state_dict is not None else None
+    weights = model.state_dict() if state_dict is None else state_dict
+    return {name.removeprefix(TIMM_PREFIX): tensor for name, tensor in weights.items()}
+
+
+def _input_args(architecture: str, pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes an architecture for the images that its settings name."""
+    if "input_size" not in pretrained_cfg:
+        return {}
+    channels, height, width = pretrained_cfg["input_size"]
+    known = timm.get_pretrained_cfg(architecture)  # None for an architecture that never had weights
+    found = {} if channels == 3 else {"in_chans": channels}
+    if known is not None and known.fixed_input_size:
+        found["img_size"] = height if height == width else (height, width)
+    return found
+
+
+def _own_input(model: nn.Module, settings: Mapping[str, Any], stated: bool) -> dict[str, Any]:
+    """The input settings that follow from the module itself: both libraries scale images by what is written there."""
+    size = tuple(settings.get("input_size") or (3, 224, 224))
+    fixed = fixed_image_size(model)
+    actual = (image_channels(model) or size[0], *(fixed or size[-2:]))
+    if stated and actual != size:
+        raise ValueError(f"input_size is {size} but the model takes (channels, height, width) = {actual}")
+    found: dict[str, Any] = {"input_size": actual, "fixed_input_size": fixed is not None}
+    for name in ("mean", "std"):
+        values = settings.get(name)
+        if values is not None and len(values) != actual[0]:  # timm's are for RGB
+            found[name] = (sum(values) / len(values),) * actual[0]
+    return found
+
+
+def _remembered_args(model: nn.Module) -> dict[str, Any]:
+    recall = getattr(timm.models, "get_model_args", None)
+    known = recall(model) if recall is not None else {}
+    # num_classes follows from the labels, and the wrapper refuses it here
+    return {name: value for name, value in known.items() if name not in ("num_classes", "pretrained")}
+
+
+def _plain(value: Any) -> Any:
+    """JSON's idea of a value: tuples become lists."""
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value

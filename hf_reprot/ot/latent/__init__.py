@@ -1,6 +1,0 @@
-"""Features without data: a generator that maps Gaussian noise to a teacher's cached features."""
-
-from .neighbours import nearest_distances
-from .transport import LatentTransport
-
-__all__ = ["LatentTransport", "nearest_distances"]

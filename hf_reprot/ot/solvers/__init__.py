@@ -1,0 +1,1 @@
+"""The methods behind `solve`: Sinkhorn on the host and on devices, proximal, exact, and the controls."""

@@ -1,0 +1,119 @@
+"""Sinkhorn on a CPU: pair by pair, or many small pairs together, of which each leaves when it is done."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..result import Limits, Solution
+from .kernel import starting_potentials
+from .one_pair import FIRST, LARGE, sinkhorn_one
+from .sweeps import Sweeps, sinkhorn_log
+
+# So many pairs of at most so many entries share their sweeps: the launches then cost more than the work does.
+_MANY, _SMALL = 6, 1 << 14
+
+
+def sinkhorn_host(
+    matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits, g: Tensor | None = None
+) -> Solution:
+    """Solves a batch (B, m, n); each pair as if it were alone.
+
+    Where kernel-domain sweeps (see `Sweeps`) overflow, a pair is solved again from a cold start and without momentum;
+    where that overflows too, in the log domain.
+
+    Args:
+        matrix: (B, m, n) contiguous, float32 or float64.
+        a: (B, m). b: (B, n).
+        epsilon: (B,).
+        limits: When to stop.
+        g: (B, n) Potential to start from, in units of the cost.
+    """
+    f, start = starting_potentials(matrix, g)
+    found = Solution(torch.empty_like(matrix), f.clone(), start.clone(), None, None, None)
+    many_small = len(matrix) >= _MANY and matrix[0].numel() <= _SMALL
+    failed = (_together if many_small else _one_by_one)(found, matrix, a, b, epsilon, limits)
+    found.converged = found.error <= limits.tolerance
+    if failed:
+        _try_again(found, torch.tensor(failed), matrix, a, b, epsilon, limits, g)
+    return found
+
+
+def _one_by_one(found: Solution, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits) -> list[int]:
+    """Solves the pairs from the potentials in `found`; those whose scalings overflowed."""
+    solved = [
+        sinkhorn_one(*pair, limits)
+        for pair in zip(matrix, a, b, epsilon.tolist(), found.f, found.g, found.plan, strict=True)
+    ]
+    found.error = torch.tensor([error for error, _ in solved], dtype=matrix.dtype)
+    found.iterations = torch.tensor([made for _, made in solved])
+    return [pair for pair, (error, _) in enumerate(solved) if not math.isfinite(error)]
+
+
+def _together(found: Solution, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits) -> list[int]:
+    """As `_one_by_one`, in sweeps of all pairs."""
+    found.error, found.iterations = torch.empty_like(epsilon), torch.zeros(len(matrix), dtype=torch.long)
+    sweeps = Sweeps(matrix, a, b, epsilon, found.f, found.g, found.plan, limits.accelerate)
+    pairs = list(range(len(matrix)))  # of the whole batch, that `sweeps` still holds
+    open_pairs, failed, made = set(pairs), [], 0
+    while open_pairs:
+        sweeps.sweep()
+        made += 1
+        last = made >= limits.max_iterations
+        if made <= FIRST or made % 2 == 0 or last:
+            errors = sweeps.error().tolist()
+            arrived = []
+            for place, (pair, error) in enumerate(zip(pairs, errors, strict=True)):
+                if pair in open_pairs and (error <= limits.tolerance or last or not math.isfinite(error)):
+                    found.error[pair], found.iterations[pair] = error, made
+                    open_pairs.remove(pair)
+                    arrived.append(place)
+                    if not math.isfinite(error):
+                        failed.append(pair)
+            # Pairs that are done ride along unchanged, until half of the work would be theirs.
+            if arrived and (2 * len(open_pairs) <= len(pairs) or failed):
+                sweeps, pairs = _leave(sweeps, pairs, open_pairs, found)
+            elif arrived:
+                sweeps.done = torch.tensor([[pair not in open_pairs] for pair in pairs])
+            if not open_pairs:
+                break
+            sweeps.advance()
+            if _extreme(sweeps.rows) or _extreme(sweeps.v):
+                sweeps.absorb()
+        else:
+            sweeps.advance()
+    return failed
+
+
+def _leave(sweeps: Sweeps, pairs: list[int], stay: set[int], found: Solution) -> tuple[Sweeps, list[int]]:
+    """Writes down the pairs that do not stay; returns the sweeps of those that do, in memory of their own."""
+    staying = [place for place, pair in enumerate(pairs) if pair in stay]
+    leaving = [place for place, pair in enumerate(pairs) if pair not in stay]
+    rest = sweeps.select(torch.tensor(staying)) if staying else sweeps
+    f, g = sweeps.potentials()
+    plan = sweeps.plan()
+    own_memory = plan.data_ptr() != found.plan.data_ptr()
+    for place in leaving:
+        found.f[pairs[place]], found.g[pairs[place]] = f[place], g[place]
+        if own_memory:
+            found.plan[pairs[place]] = plan[place]
+    return rest, [pairs[place] for place in staying]
+
+
+def _try_again(found: Solution, failed: Tensor, matrix, a, b, epsilon, limits: Limits, g: Tensor | None) -> None:
+    """Solves pairs whose scalings overflowed in a safer way, and writes them into the solution."""
+    problem = matrix[failed], a[failed], b[failed], epsilon[failed]
+    if limits.accelerate or g is not None:
+        again = sinkhorn_host(*problem, replace(limits, accelerate=False))
+    else:
+        again = sinkhorn_log(*problem, limits)
+    for name in ("plan", "f", "g", "error", "iterations", "converged"):
+        getattr(found, name)[failed] = getattr(again, name)
+
+
+def _extreme(scaling: Tensor) -> bool:
+    low, high = torch.aminmax(scaling)
+    return not (float(low) > 1 / LARGE and float(high) < LARGE)

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of transport: messages, JSON, lazy names, running models."""

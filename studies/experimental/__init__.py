@@ -1,0 +1,1 @@
+"""Evidence for the experimental systems, one script each."""

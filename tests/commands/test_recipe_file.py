@@ -1,0 +1,174 @@
+"""Recipes from strangers: data of bounded size, with one clear line for whatever else stands in them."""
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from hf_reprot.commands.recipe_file import DEEPEST, LARGEST, read_recipe_file
+from hf_reprot.commands.train import _legal, parse_recipe, run_recipe
+
+BASE = "student: resnet10t\ndataset: digits\noutput_dir: out\n"
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        file = tmp_path / "run.yaml"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "repeats a part of itself by a reference (*a0)"),
+        (MERGES, "repeats a part of itself by a reference (*a0)"),
+        ("a: &a [*a]\n", "repeats a part of itself by a reference (*a)"),
+        (f"layer_pairs: {'[' * 100_000}", f"more than {DEEPEST} lists and mappings"),
+        (f"layer_pairs: {'{a: ' * 100_000}", f"more than {DEEPEST} lists and mappings"),
+        ("student: " + "x" * LARGEST, "larger than 1,000,000 bytes"),
+        (b"student: \xff\xfe\n", "not text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\x00", "not text in UTF-8"),
+        (b"student: \x00\n", "is not YAML"),
+        ("student: [a\n", "is not YAML"),
+        ("student: a\n---\nstudent: b\n", "is not YAML"),
+        ("? [a, b]\n: c\n", "is not YAML"),
+        ("", "must be a mapping of settings, got NoneType"),
+        ("- student\n", "must be a mapping of settings, got list"),
+        ("3\n", "must be a mapping of settings, got int"),
+        ("otput_dir: x\n", "names 'otput_dir', which is no setting: did you mean 'output_dir'?"),
+        ("1: x\n", "names 1, which is no setting"),
+        ("null: x\n", "names None, which is no setting"),
+        (f"{'x' * 500}: x\n", "xxx..., which is no setting"),
+        ("max_steps: [1]\n", "gives max_steps the value [1], and it takes a whole number"),
+        ("max_steps: 1.5\n", "and it takes a whole number"),
+        ("max_steps: true\n", "gives max_steps the value True, and it takes a whole number"),
+        ("save_strategy: no\n", "gives save_strategy the value False, and it takes text (YAML reads off, no or false"),
+        ("ot_weight: {a: 1}\n", "gives ot_weight the value {'a': 1}, and it takes a number"),
+        ("output_dir: [out]\n", "gives output_dir the value ['out'], and it takes text or null"),
+        ("teacher: [a, [b]]\n", "and it takes a list"),
+        ("dataset: 3\n", "gives dataset the value 3, and it takes text or null"),
+        ("seed: null\n", "gives seed the value None, and it takes a whole number"),
+        ("seed: 2020-01-01\n", "gives seed the value datetime.date(2020, 1, 1), and it takes a whole number"),
+        ("max_steps: much\n", "invalid int value: 'much'"),
+        ("ddp_timeout: 1000000000000000000000\n", "cannot be used here"),
+    ],
+)
+def test_what_is_refused_in_one_line(write, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        parse_recipe([], write(text))
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no endless file here")
+def test_an_endless_file(tmp_path):
+    with pytest.raises(ValueError, match="larger than"):
+        parse_recipe([], "/dev/zero")
+    for missing in (tmp_path, tmp_path / "no.yaml"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            parse_recipe([], missing)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "harm"),
+    [
+        ("trust_remote_code: true\n", "trust_remote_code", "runs code"),
+        ("trust_remote_code: 'yes'\n", "trust_remote_code", "runs code"),
+        ("teacher_model_init_kwargs: {trust_remote_code: true}\n", "trust_remote_code", "runs code"),
+        ("teacher_model_init_kwargs: '{\"trust_remote_code\": true}'\n", "trust_remote_code", "runs code"),
+        ("teacher_model_init_kwargs: {a: [{trust_remote_code: 1}]}\n", "trust_remote_code", "runs code"),
+        ("teacher_model_init_kwargs: {cache_dir: ../elsewhere}\n", "cache_dir", "writes outside"),
+        ('student_model_args: \'{"cache_dir": "/elsewhere"}\'\n', "cache_dir", "writes outside"),
+    ],
+)
+def test_what_only_a_person_may_say(write, text, setting, harm):
+    with pytest.raises(ValueError, match=f"sets {setting}, which {harm}.*on the command line"):
+        parse_recipe([], write(BASE + text))
+
+
+def test_a_person_may_say_it(write):
+    file = write(BASE + "trust_remote_code: false\nteacher_model_init_kwargs: {trust_remote_code: false}\n")
+    assert not parse_recipe([], file)[0].trust_remote_code
+    asked = ["--trust_remote_code", "true", "--teacher_model_init_kwargs", '{"trust_remote_code": true}']
+    recipe, config = parse_recipe(asked, file)
+    assert recipe.trust_remote_code
+    assert config.teacher_model_init_kwargs == {"trust_remote_code": True}
+
+
+def test_what_is_read(write):
+    file = write(
+        BASE + "teacher: a/b@main\nlayer_pairs: {student: x, teacher: y}\nreport_to: none\nlearning_rate: 1\n"
+        "save_strategy: 'no'\nfsdp: null\nstudent_model_args: {depth: 2}\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+        "resume_from_checkpoint: true\nmax_train_samples: null\not_epsilon: '0.5'\nlogging_steps: 5\n"
+    )
+    recipe, config = parse_recipe([], file)
+    assert recipe.teacher == ["a/b@main"]
+    assert json.loads(recipe.student_model_args) == {"depth": 2}
+    assert config.layer_pairs == [{"student": "x", "teacher": "y"}]
+    assert (config.learning_rate, config.ot_epsilon, config.logging_steps) == (1, 0.5, 5)
+    assert config.save_strategy.value == "no"
+    assert config.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize("value", [{"a": [1]}, 10**30, [None]], ids=str)
+def test_every_setting_with_a_value_of_another_kind(write, value):
+    """One clear error or a legal run: nothing else, whatever the setting."""
+    refused = 0
+    for name in _legal():
+        try:
+            parse_recipe([], write(yaml.safe_dump({"student": "a", "dataset": "b", "output_dir": "c", name: value})))
+        except (ValueError, TypeError, OSError):
+            refused += 1
+    assert refused > len(_legal()) / 2
+
+
+def test_types_that_a_setting_may_have(write):
+    """Text goes anywhere, since flags are text; nothing of the wrong kind does."""
+    kinds = {"number": float | None, "names": list[str], "word": str | bool}
+    file = write("number: 3\nnames: [a, b]\nword: off\n")
+    assert read_recipe_file(file, kinds) == {"number": 3, "names": ["a", "b"], "word": False}
+    for text in ("number: off\n", "names: [a, 1]\n", "names: {a: b}\n", "word: 3\n"):
+        with pytest.raises(ValueError, match="and it takes"):
+            read_recipe_file(write(text), kinds)
+
+
+def test_nothing_is_written_outside_the_output_folder(tmp_path, monkeypatch, write):
+    """Names that a recipe gives are no paths; links and archives among the images lead nowhere."""
+    sandbox = tmp_path / "a" / "b" / "c"
+    images = sandbox / "images"
+    for i, label in enumerate(("cat", "cat", "dog", "dog")):
+        (images / label).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(images / label / f"{i}.png")
+    with zipfile.ZipFile(images / "dog" / "more.zip", "w") as archive:
+        archive.writestr("../../escaped.png", "out")
+    (tmp_path / "secret.txt").write_text("secret")
+    (images / "dog" / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(sandbox)
+    name = "../../../escaped"
+    file = write(
+        f"student: resnet10t\nimage_size: 32\ndataset: images\noutput_dir: out\not_weight: 0\nmax_steps: 1\n"
+        f"run_name: {name}\nproject: {name}\nreport_to: tensorboard\nper_device_train_batch_size: 2\nuse_cpu: true\n"
+        f"hub_model_id: {name}\nsave_strategy: steps\nsave_steps: 1\nmetric_for_best_model: {name}\n"
+    )
+    before = _everything(tmp_path)
+    result = run_recipe(*parse_recipe([], file))
+    written = _everything(tmp_path) - before
+    assert any(path.name == "model.safetensors" for path in written)
+    assert any(path.name.startswith("events.out.tfevents") for path in written)
+    outside = [path for path in written if result.folder.resolve() not in (path, *path.parents)]
+    assert outside == []
+
+
+def _everything(folder):
+    """Files and folders, without following links."""
+    return {Path(place) / name for place, folders, files in os.walk(folder) for name in (*folders, *files)}

@@ -1,0 +1,170 @@
+"""Students load again: in transformers, in a pipeline and in timm, with the same logits."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.testing import assert_close
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    pipeline,
+)
+
+from hf_reprot.models.student import (
+    as_student,
+    create_timm_student,
+    is_timm,
+    load_student,
+    portable_state_dict,
+    wrap_timm,
+)
+
+NAMES = ["cat", "dog", "fox"]
+
+
+def save(student, folder) -> str:
+    student.save_pretrained(folder, state_dict=portable_state_dict(student))
+    return str(folder)
+
+
+@pytest.mark.parametrize("architecture", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_a_saved_student_loads_everywhere(architecture, tmp_path):
+    student = create_timm_student(architecture, NAMES, pretrained_cfg={"input_size": (3, 32, 32)}).eval()
+    folder = save(student, tmp_path)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    pixels = AutoImageProcessor.from_pretrained(folder)(image)["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+    with torch.no_grad():
+        logits = student(pixels).logits
+        loaded = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert_close(loaded(pixels).logits, logits)
+        assert_close(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pixels), logits)
+    answers = pipeline("image-classification", model=folder)(image)
+    assert loaded.config.id2label == dict(enumerate(NAMES))
+    scores = {answer["label"]: answer["score"] for answer in answers}
+    assert [scores[name] for name in NAMES] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
+
+
+def test_the_weights_have_timms_names(tmp_path):
+    student = create_timm_student("resnet10t", NAMES)
+    names = portable_state_dict(student)
+    assert set(names) == set(timm.create_model("resnet10t", num_classes=3).state_dict())
+    given = {"timm_model.a": torch.zeros(1)}
+    assert set(portable_state_dict(student, given)) == {"a"}
+
+
+def test_other_students_keep_their_names():
+    other = nn.Linear(1, 1)
+    assert portable_state_dict(other) is None
+    assert set(portable_state_dict(other, {"timm_model.a": torch.zeros(1)})) == {"timm_model.a"}
+
+
+def test_the_input_size_shapes_an_architecture_of_one_size():
+    student = create_timm_student("vit_tiny_patch16_224", NAMES, pretrained_cfg={"input_size": (3, 32, 48)}, depth=1)
+    assert student.timm_model.patch_embed.img_size == (32, 48)
+    assert student.config.model_args == {"img_size": [32, 48], "depth": 1}
+    assert student.config.pretrained_cfg["input_size"] == [3, 32, 48]
+
+
+def test_the_config_records_the_size_that_the_model_has():
+    student = create_timm_student("vit_tiny_patch16_224", NAMES, img_size=32, depth=1)
+    assert student.config.pretrained_cfg["input_size"] == [3, 32, 32]
+    with pytest.raises(ValueError, match=r"input_size is \(3, 64, 64\) but the model takes .* \(3, 32, 32\)"):
+        create_timm_student("vit_tiny_patch16_224", NAMES, pretrained_cfg={"input_size": (3, 64, 64)}, img_size=32)
+
+
+def test_grey_students(tmp_path):
+    student = create_timm_student("resnet10t", NAMES, pretrained_cfg={"input_size": (1, 32, 32)}).eval()
+    settings = student.config.pretrained_cfg
+    assert settings["mean"] == pytest.approx([0.449], abs=1e-6)
+    folder = save(student, tmp_path)
+    pixels = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        loaded = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert_close(loaded(pixels).logits, student(pixels).logits)
+
+
+def test_new_weights_do_not_inherit_the_architectures_licence():
+    assert "license" not in create_timm_student("resnet10t", NAMES).config.pretrained_cfg
+    assert wrap_timm(timm.create_model("resnet10t", num_classes=3)).config.pretrained_cfg["license"] == "apache-2.0"
+
+
+def test_the_wrapper_holds_the_module_itself():
+    model = timm.create_model("resnet10t", num_classes=3)
+    student = as_student(model)
+    assert isinstance(student, TimmWrapperForImageClassification)
+    assert student.timm_model is model
+    assert not any(p.is_meta for p in student.parameters())
+    assert student.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    pixels = torch.randn(2, 3, 32, 32)
+    loss = student(pixels, labels=torch.tensor([0, 1])).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_what_is_no_bare_timm_model_is_left_alone():
+    vit = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    wrapped = create_timm_student("resnet10t", NAMES)
+    for model in (vit, wrapped, nn.Linear(1, 1)):
+        assert as_student(model) is model
+        assert not is_timm(model)
+
+
+def test_remembered_arguments_rebuild_a_bare_module(tmp_path):
+    if not hasattr(timm.models, "get_model_args"):
+        pytest.skip("this timm does not remember arguments")
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=1, global_pool="avg").eval()
+    folder = save(as_student(model), tmp_path)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        loaded = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert_close(loaded(pixels).logits, model(pixels))
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"'resnet10x'.*Near: .*resnet10t"):
+        create_timm_student("resnet10x", NAMES)
+    with pytest.raises(ValueError, match="num_classes is set"):
+        create_timm_student("resnet10t", NAMES, num_classes=3)
+    with pytest.raises(ValueError, match="3 label names for a head of 4"):
+        wrap_timm(timm.create_model("resnet10t", num_classes=4), NAMES)
+    with pytest.raises(ValueError, match="no head"):
+        wrap_timm(timm.create_model("resnet10t", num_classes=0))
+    with pytest.raises(TypeError, match="Linear is no"):
+        wrap_timm(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="other weights than the model has"):
+        wrap_timm(timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2), NAMES, model_args={"depth": 1})
+
+
+@pytest.mark.parametrize("kind", ["transformers", "timm"])
+def test_a_pretrained_student_gets_a_head_for_its_labels(tmp_path, kind):
+    if kind == "timm":
+        start = create_timm_student("resnet10t", [f"old {i}" for i in range(7)])
+        start.save_pretrained(tmp_path, state_dict=portable_state_dict(start))
+    else:
+        from tests.toy_models import vit
+
+        start = vit(labels=7)
+        start.save_pretrained(tmp_path)
+    student = load_student(tmp_path, ["cat", "dog"])
+    assert student.config.num_labels == 2
+    head = [m for m in student.modules() if isinstance(m, torch.nn.Linear)][-1]
+    assert head.out_features == 2
+    same = [n for n, p in start.state_dict().items() if p.shape == student.state_dict()[n].shape]
+    assert len(same) >= len(start.state_dict()) - 2
+    assert all(torch.equal(start.state_dict()[n], student.state_dict()[n]) for n in same)
+    student.save_pretrained(tmp_path / "new", state_dict=portable_state_dict(student))
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "new")
+    assert list(again.config.id2label.values()) == ["cat", "dog"]
+    assert again(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 2)
+
+
+def test_a_student_from_nowhere(tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor a model"):
+        load_student(tmp_path / "nothing", ["a"], local_files_only=True)
