@@ -1,0 +1,15 @@
+# The five commands that everyone needs. `make help` lists them.
+.PHONY: help install test check docs demo
+
+help:     ## This list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+install:  ## Install the package and all that its tests need
+	pip install -e ".[test]"
+test:     ## Run the tests as the gate does
+	pytest -q
+check:    ## Lint, formatting, types
+	ruff check . && ruff format --check . && mypy
+docs:     ## Build the documentation, strictly
+	mkdocs build --strict
+demo:     ## The main job on real images, nothing to download
+	hf-reprot demo
