@@ -34,6 +34,7 @@ from .models.modules import forward_parameters
 from .models.sharding import place_teachers
 from .models.student import as_student
 from .models.teacher import Teacher
+from .training.adapters import check_head, still_modules
 from .training.auxiliary import CompanionsMixin
 from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
@@ -168,6 +169,9 @@ class OTTransferTrainer(
             self.transfer.close()
         args = self.args
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if args.task_weight > 0 or args.kd_weight > 0:
+            check_head(student)
+        self._still = still_modules(student)
         settle_ot_weight(args, student, self.teachers)
         for teacher in self.teachers:
             teacher.check_frozen()
@@ -266,6 +270,8 @@ class OTTransferTrainer(
         own = columns_of_student(inputs)
         if not model.training:
             return super().compute_loss(model, own, return_outputs, num_items_in_batch)
+        for module in self._still:  # `Trainer` puts every module in training mode before each step
+            module.training = False
         with self.transfer.recording():
             task, outputs = self._task_loss(model, own)
         with self.accelerator.autocast():  # for the teachers; the transport itself leaves it again
