@@ -105,7 +105,7 @@ def test_the_same_noise_gives_the_same_features(classes, ring):
     _, _, latent = classes
     noise = torch.randn(9, 4, generator=seeded())
     assert torch.equal(latent.transport(noise, 3), latent.transport(noise, 3))
-    assert torch.equal(latent.transport(noise, 3)[:2], latent.transport(noise[:2], 3))
+    torch.testing.assert_close(latent.transport(noise, 3)[:2], latent.transport(noise[:2], 3))
     assert ring[1].transport(torch.randn(9, 2)).shape == (9, 2)
     one, other = (latent.sample(50, generator=seeded(s))[0] for s in (0, 1))
     assert torch.equal(one, latent.sample(50, generator=seeded(0))[0])

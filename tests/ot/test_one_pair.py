@@ -49,9 +49,11 @@ def test_makes_the_sweeps_of_a_batch(monkeypatch, accelerate):
     monkeypatch.setattr(sinkhorn_host, "_MANY", 99)
     monkeypatch.setattr(sinkhorn_host, "_together", None)  # not taken
     alone = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
-    assert torch.equal(together.iterations, alone.iterations)
-    for name in ("plan", "f", "g", "error"):
-        assert torch.allclose(getattr(together, name), getattr(alone, name), rtol=1e-7, atol=1e-12), name
+    # Two looks apart at most: rounding, which differs between products, may decide who stops first.
+    assert (together.iterations - alone.iterations).abs().max() <= 2
+    for name in ("plan", "f", "g"):
+        assert torch.allclose(getattr(together, name), getattr(alone, name), rtol=1e-6, atol=1e-7), name
+    assert max(together.error.max(), alone.error.max()) <= 1e-8
 
 
 def test_products_by_torch_are_those_by_numpy(monkeypatch):
@@ -60,8 +62,8 @@ def test_products_by_torch_are_those_by_numpy(monkeypatch):
     small = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
     monkeypatch.setattr(one_pair, "_ONE_THREAD", 0)
     large = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
-    assert torch.equal(small.iterations, large.iterations)
-    assert torch.allclose(small.plan, large.plan, rtol=1e-8)
+    assert (small.iterations - large.iterations).abs().max() <= 2
+    assert torch.allclose(small.plan, large.plan, rtol=1e-6, atol=1e-10)
 
 
 def test_absorbing_often_changes_nothing(monkeypatch):
