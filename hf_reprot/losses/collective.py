@@ -43,11 +43,12 @@ def merge_over_processes(local: Sequence[PairMoments]) -> list[PairMoments]:
         ds, dt = m.mean_s.numel(), m.mean_t.numel()
         counts = gathered[:, offset]  # (processes,)
         total = counts.sum()
-        share = counts / total.clamp_min(1)
+        some = total.clamp_min(torch.finfo(total.dtype).tiny)  # weights of samples may sum to less than 1
+        share = counts / some
         mean_s = share @ gathered[:, offset + 1 : offset + 1 + ds]
         mean_t = share @ gathered[:, offset + 1 + ds : offset + 1 + ds + dt]
         offset += 1 + ds + dt
-        mine = m.count / total.clamp_min(1)
+        mine = m.count / some
         shift_s, shift_t = m.mean_s - mean_s, m.mean_t - mean_t
         shares += [
             mine * (m.var_s + shift_s.square()),

@@ -57,7 +57,7 @@ class RepresentationTransport(nn.Module):
         | teacher | (n, d_t), any float dtype | where it requires one |
         | plan (optional) | (d_s, d_t), nonnegative | no |
         | teacher_weights (optional) | (d_t,), nonnegative, summing to 1 | where it requires one |
-        | sample_weights (optional) | (n,), from 0 to 1: how much each sample counts | no |
+        | sample_weights (optional) | (n,), from 0 to 1: how much each sample counts, in proportion | no |
 
     Requirements: row k of both inputs comes from the same sample. At least two samples in the global batch where
     `standardize` is on; with one, the value is 0 and `logs["skipped"]` says so. Under about eight times as many samples
@@ -321,7 +321,7 @@ def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
             "cost": _inner(plan, term.matrix.float()),
             "plan_entropy": entropy,
             "dropped": 1.0 - term.gate.open.float(),
-            "skipped": (term.count < 2).float(),
+            "skipped": _one_sample(term).float(),
             "teacher_variance": term.moments.var_t.mean().float(),
         }
         if plan.shape[0] == plan.shape[1]:
@@ -330,6 +330,12 @@ def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
             logs["marginal_error"] = term.result.marginal_error.float()
             logs["iterations"] = term.result.iterations.float()
         return {name: torch.nan_to_num(value.detach()) for name, value in logs.items()}
+
+
+def _one_sample(term: _Term) -> Tensor:
+    """() Whether no two samples are there to compare. Of weights, the sum says little: all of them may be small."""
+    few = term.count < 2
+    return few if term.samples is None else few & ~((term.moments.var_s > 0).any() | (term.moments.var_t > 0).any())
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ def pair_moments(student: Tensor, teacher: Tensor, weights: Tensor | None = None
     Args:
         student: (n, d_s), any float dtype; half precision is computed in float32.
         teacher: (n, d_t).
-        weights: (n,) How much each sample counts, from 0 to 1; None: 1. The count is then their sum.
+        weights: (n,) How much each sample counts, from 0 to 1; None: 1. The count is then their sum. A sample of weight
+            0 is as if it were not there, whatever its values.
     """
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     if weights is not None:
@@ -110,17 +111,38 @@ def pair_moments(student: Tensor, teacher: Tensor, weights: Tensor | None = None
 
 
 def _weighted_moments(student: Tensor, teacher: Tensor, weights: Tensor) -> PairMoments:
+    """As without weights. Only the weights' proportions count, and a row of weight 0 is not looked at."""
     count = weights.sum()
     share = weights / count.clamp_min(torch.finfo(weights.dtype).tiny)  # (n,)
-    mean_s, mean_t = share @ student.to(weights), share @ teacher.to(weights)
     cov = weights.new_zeros(student.shape[1], teacher.shape[1])
+    mean_s, mean_t = weights.new_zeros(student.shape[1]), weights.new_zeros(teacher.shape[1])
     var_s, var_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
-    for rows in _row_blocks(student.shape[0]):
-        s, t, w = student[rows].to(weights) - mean_s, teacher[rows].to(weights) - mean_t, share[rows]
-        cov.addmm_((w[:, None] * s).t(), t)
-        var_s.add_(w @ s.square())
-        var_t.add_(w @ t.square())
-    return PairMoments(count, mean_s, mean_t, var_s, var_t, cov)
+    rest_s, rest_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
+    half = _half_operands(student, teacher)
+    blocks = list(_row_blocks(student.shape[0]))
+    for mean, neurons in ((mean_s, student), (mean_t, teacher)):
+        for rows in blocks:
+            mean.add_(share[rows] @ _counted(neurons[rows].to(weights), weights[rows]))
+    for rows in blocks:
+        s, t = (
+            _counted(neurons[rows].to(weights) - mean, weights[rows])
+            for neurons, mean in ((student, mean_s), (teacher, mean_t))
+        )
+        w = share[rows]
+        _add_product(cov, (w[:, None] * s).t(), t, 1.0, half)
+        rest_s.add_(w @ s)
+        rest_t.add_(w @ t)
+        var_s.add_(w @ s.square_())
+        var_t.add_(w @ t.square_())
+    cov.addr_(rest_s, rest_t, alpha=-1)
+    var_s = (var_s - rest_s.square()).clamp_min_(0)
+    var_t = (var_t - rest_t.square()).clamp_min_(0)
+    return PairMoments(count, mean_s + rest_s, mean_t + rest_t, var_s, var_t, cov)
+
+
+def _counted(rows: Tensor, weights: Tensor) -> Tensor:
+    """The rows (k, d), 0 where the weight (k,) is: 0 times what is not finite is no number."""
+    return torch.where(weights[:, None] != 0, rows, 0.0)
 
 
 def attach(
@@ -173,7 +195,7 @@ class _Attach(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_mean_s, d_mean_t, d_var_s, d_var_t, d_cov):
         student, teacher, count, mean_s, mean_t, weights = ctx.saved_tensors
-        factor = ctx.gradient_scale / count.clamp_min(1)
+        factor = ctx.gradient_scale / count.clamp_min(torch.finfo(count.dtype).tiny)
         d_student = d_teacher = None
         if ctx.needs_input_grad[0]:
             d_student = _gradient(student, teacher, mean_s, mean_t, d_mean_s, d_var_s, d_cov.t(), factor, weights)
@@ -204,7 +226,8 @@ def _gradient(
         block = torch.addcmul(d_mean, centred, d_var)
         _add_product(block, y[rows].to(mean_y.dtype) - mean_y, d_cov, 1.0, half)
         if weights is not None:
-            block = block * weights[rows, None].to(block)
+            share = weights[rows].to(block)
+            block = _counted(block * share[:, None], share)
         gradient[rows] = block.to(x.dtype)
     return gradient
 
