@@ -20,7 +20,8 @@ class OTResult:
         potentials: Dual potentials f (..., m) and g (..., n) in units of the cost; None for the controls.
         marginal_error: (...) L1 distance between the plan's column sums and b.
         iterations: (...) Sweeps (or proximal steps) made.
-        converged: (...) Whether the tolerance was reached; False too where the cost held a NaN.
+        converged: (...) Whether the tolerance was reached; False too where the cost held a NaN, or where no plan avoids
+            every forbidden match.
         epsilon: (...) Entropic or proximal strength in units of the cost; None where the method has none.
     """
 

@@ -13,10 +13,11 @@ from .gradients import with_envelope_gradient
 from .result import Limits, OTResult, Solution
 from .solvers.controls import CONTROLS, control_plan
 from .solvers.exact import exact
-from .solvers.kernel import inner, on_host, without_traces
+from .solvers.kernel import inner, mean_cost, on_host, without_traces
 from .solvers.proximal import proximal
 from .solvers.sinkhorn_device import sinkhorn_device
 from .solvers.sinkhorn_host import sinkhorn_host
+from .solvers.units import unit_of
 
 SOLVED = ("sinkhorn", "proximal", "exact")
 METHODS = (*SOLVED, *CONTROLS)
@@ -109,7 +110,7 @@ def solve(
         raise ValueError(reason)
 
     with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
-        strength = None
+        strength = unit = None
         if method in CONTROLS:
             solution = _of_control(method, a, b, limits)
         elif method == "exact":
@@ -117,11 +118,20 @@ def solve(
         else:
             strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
             start = _start(init, batch, n, matrix)
+            unit = unit_of(matrix, strength, always=method == "proximal" and not on_host(matrix))
+            if unit is not None:
+                matrix = matrix / unit[:, None, None]
+                start = None if start is None else start / unit[:, None]
+                epsilon = None if epsilon is None else epsilon / unit.view(batch)
+                strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
             solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
         solution.plan = without_traces(solution.plan, a)
         cost = inner(solution.plan, matrix)
         value = _dual_value(solution, a, b) if method == "sinkhorn" else cost
-        converged = solution.converged & ~torch.isnan(value) & ~torch.isnan(cost)
+        converged = solution.converged & torch.isfinite(value) & torch.isfinite(cost)  # no mass on what is forbidden
+        if unit is not None:
+            value, cost, strength = value * unit, cost * unit, strength * unit
+            solution.f, solution.g = solution.f * unit[:, None], solution.g * unit[:, None]
 
     def restored(x: Tensor) -> Tensor:
         return x.reshape((*batch, *x.shape[1:]))
@@ -179,20 +189,8 @@ def _strength(matrix, a, b, batch, method, relative_epsilon, epsilon) -> Tensor:
             strength = torch.full((matrix.shape[0],), float(epsilon), dtype=matrix.dtype, device=matrix.device)
     else:
         relative = DEFAULT_RELATIVE_EPSILON[method] if relative_epsilon is None else relative_epsilon
-        strength = relative * _mean_cost(matrix, a, b)
+        strength = relative * mean_cost(matrix, a, b)
     return strength.clamp_min(torch.finfo(matrix.dtype).tiny)
-
-
-def _mean_cost(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a'|M|b (B,) over the matches that are not forbidden."""
-    size = matrix.abs() if not on_host(matrix) or bool(matrix.amin() < 0) else matrix
-    mean = torch.bmm(torch.bmm(a[:, None, :], size), b[..., None]).view(-1)
-    if on_host(matrix) and bool(torch.isfinite(mean).all()):
-        return mean
-    allowed = size != torch.inf
-    mass = torch.where(allowed, a[..., :, None] * b[..., None, :], 0.0)
-    total = (mass * torch.where(allowed, size, 0.0)).sum((-2, -1))
-    return total / mass.sum((-2, -1)).clamp_min(torch.finfo(matrix.dtype).tiny)
 
 
 def _weights(name: str, weights: Tensor | None, batch: torch.Size, size: int, matrix: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ def move(
         here = pair * n + columns
         point = tl.load(g + here, mask=inside, other=0.0)
         strength = tl.load(inverse + pair)
+        # Before the sums of `next_point`, where threads wait for each other: none may see what another stores below.
+        sweep = tl.load(sweeps_out + pair) + 1
         error, ahead, landed, count = next_point(
             point,
             tl.load(plain + here, mask=inside, other=0.0),
@@ -75,7 +77,6 @@ def move(
         begin = tl.load(origin + here, mask=inside, other=0.0)
         sharper = strength + more * tl.load(growth + pair)
         ahead = begin + (ahead - begin) * (strength / sharper)
-        sweep = tl.load(sweeps_out + pair) + 1
         running = (error > tolerance) & (sweep < most)
         tl.store(g + here, tl.where(running, ahead, point), mask=inside)
         tl.store(plain + here, landed, mask=inside)

@@ -16,6 +16,8 @@ _ONE_THREAD = 1 << 16
 # Powers of two below these count as 0 on a CPU. Subnormal numbers, which begin at 2^-126 in float32 and which the plan
 # would hold sooner, make a product 50 to 70 times as slow there, and no scaling in use brings one back to what counts.
 _VANISHED = {torch.float32: -100.0, torch.float64: -960.0}
+# Scalar products below it may be sums of subnormal numbers, which have few digits.
+_ROUGH = 1e-25
 # Of the least weight of a row, what counts as 0 in a float32 plan on a CPU: all of it together is far below rounding.
 _TRACE = 2.0**-60
 
@@ -105,10 +107,24 @@ def inner(plan: Tensor, matrix: Tensor) -> Tensor:
     """<P, M> (B,), counting 0 where the plan is 0, also at a forbidden (infinite) cost."""
     if on_host(plan):
         products = [_dot(p, m) for p, m in zip(plan, matrix, strict=True)]
+        if plan.dtype == torch.float32 and any(0 < abs(product) < _ROUGH for product in products):
+            products = [_dot(p.double(), m.double()) for p, m in zip(plan, matrix, strict=True)]
         if all(map(math.isfinite, products)):
             return torch.tensor(products, dtype=plan.dtype)
     sums = torch.where(plan > 0, plan * matrix, 0.0).sum((-2, -1))
     return torch.where((plan.isnan() | matrix.isnan()).any(-1).any(-1), torch.nan, sums)
+
+
+def mean_cost(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a'|M|b (B,) over the matches that are not forbidden."""
+    size = matrix.abs() if not on_host(matrix) or bool(matrix.amin() < 0) else matrix
+    mean = torch.bmm(torch.bmm(a[:, None, :], size), b[..., None]).view(-1)
+    if on_host(matrix) and bool(torch.isfinite(mean).all()):
+        return mean
+    allowed = size != torch.inf
+    mass = torch.where(allowed, a[..., :, None] * b[..., None, :], 0.0)
+    total = (mass * torch.where(allowed, size, 0.0)).sum((-2, -1))
+    return total / mass.sum((-2, -1)).clamp_min(torch.finfo(matrix.dtype).tiny)
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..result import Limits, Solution
 from .budget import SweepBudget, Work
-from .kernel import fill_kernel, inner, on_host, starting_potentials
+from .kernel import fill_kernel, inner, mean_cost, on_host, starting_potentials
 from .sweeps import Sweeps
 
 _LOOK_EVERY = 16
 _POLISH = 8  # sweeps at a fixed kernel before a look: one sweep a step leaves the columns slightly behind
+
+_FORBIDDEN = 1e3  # times the largest cost, instead of infinity
 
 _budget = SweepBudget(first=4 * _LOOK_EVERY)
 
@@ -53,13 +55,14 @@ def proximal(
         names = ("plan", "f", "g", "error", "iterations", "converged")
         return Solution(*(torch.cat([getattr(s, name) for s in solved]) for name in names))
 
-    # A forbidden match becomes a very expensive one: 0 times infinity is no number.
+    forbidden = matrix == torch.inf
     most = torch.where(torch.isfinite(matrix), matrix, 0.0).abs().amax((-2, -1), keepdim=True)
-    matrix = torch.where(matrix == torch.inf, 1e3 * most, matrix)
+    scale = mean_cost(matrix, a, b)  # what a small gap is small beside: of the matches that are allowed
+    # A forbidden match becomes a very expensive one: 0 times infinity is no number.
+    matrix = torch.where(forbidden, _FORBIDDEN * torch.where(most > 0, most, 1.0), matrix)
     # A neuron of weight 0 must be nobody's best match, which potentials would start from: the true ones would vanish.
     carries_a, carries_b = a > 0, b > 0
     matrix = torch.where(carries_a[..., :, None] & carries_b[..., None, :], matrix, most)
-    scale = inner(a[..., :, None] * b[..., None, :], matrix).abs()  # the mean cost: below it, "relative" means to it
     f, start = starting_potentials(matrix, g)
     g = _of_columns(matrix, f, carries_a) if g is None else start
     sharpness = torch.zeros_like(beta)  # t
