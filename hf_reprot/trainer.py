@@ -240,12 +240,15 @@ class OTTransferTrainer(
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """As in `Trainer`; images are not augmented."""
-        with self._evaluation_collator():
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        with self._evaluation_collator(), self.reading_columns_of(dataset):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """As in `Trainer`; images are not augmented."""
-        with self._evaluation_collator():
+        with self._evaluation_collator(), self.reading_columns_of(test_dataset):
             return super().get_test_dataloader(test_dataset)
 
     @contextlib.contextmanager

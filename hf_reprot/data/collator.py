@@ -71,6 +71,12 @@ class ImageCollator:
         plain.augmentation = "none"
         return plain
 
+    def reading(self, image_column: str, label_column: str | None) -> ImageCollator:
+        """The same for a data set with other columns."""
+        other = copy.copy(self)
+        other.image_column, other.label_column = image_column, label_column
+        return other
+
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
         """Makes augmentation a function of the seed, the epoch and the image."""
         if self._epoch is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import (
     ClassLabel,
     Dataset,
@@ -20,6 +21,7 @@ from datasets import (
     load_from_disk,
 )
 from PIL import Image as PILImage
+from torch.utils.data import Subset
 
 from .collator import AUGMENTATIONS, AugmentationEpoch, ImageCollator
 from .digits import NAME as DIGITS
@@ -29,6 +31,8 @@ __all__ = [
     "AUGMENTATIONS",
     "AugmentationEpoch",
     "ImageCollator",
+    "drawn_equally",
+    "equal_shares",
     "image_columns",
     "is_transformed",
     "label_names",
@@ -128,6 +132,70 @@ def label_names(dataset: Dataset, column: str) -> list[str]:
         highest = max(dataset.unique(column), default=-1)
         return [str(label) for label in range(highest + 1)]
     raise ValueError(f"column {column!r} is of type {feature}, not of classes: cast it to datasets.ClassLabel")
+
+
+def equal_shares(labels: Sequence[Any], samples: int, seed: int = 0) -> list[int]:
+    """Numbers of some rows, drawn so that every class has the same share; a class with fewer rows gives all it has.
+
+    Args:
+        labels: The label of every row; -1, -100 and None are no labels, and their rows are not drawn.
+        samples: How many rows in all; fewer where there are not so many with a label.
+        seed: Of the draw.
+
+    Returns:
+        Row numbers, in order.
+
+    Raises:
+        ValueError: `samples` below 1.
+
+    Example:
+        >>> labels = [0, 0, 0, 0, 1, 2, 2]
+        >>> [labels[i] for i in equal_shares(labels, 5)]
+        [0, 0, 1, 2, 2]
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    rows: dict[Any, list[int]] = {}
+    for row in np.random.default_rng(seed).permutation(len(labels)).tolist():
+        label = labels[row]
+        if label is not None and label not in (-1, -100):
+            rows.setdefault(label, []).append(row)
+    classes = sorted(rows, key=lambda label: (len(rows[label]), str(label)))
+    chosen: list[int] = []
+    for i, label in enumerate(classes):  # the smallest first: what it cannot give, the others share
+        chosen += rows[label][: -(-(samples - len(chosen)) // (len(classes) - i))]
+    return sorted(chosen[:samples])
+
+
+def drawn_equally(dataset: Any, samples: int, seed: int = 0) -> Any:
+    """Some labelled rows of a data set, equal shares of every class (see `equal_shares`).
+
+    Args:
+        dataset: A `datasets.Dataset` with a column of labels, or any data set of rows with "labels" or "label".
+        samples: Rows at most.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: no labels, more than one a row, or a data set that is streamed.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise ValueError("a streamed data set has no rows to choose from: take some of it first (data.take(n))")
+    if isinstance(dataset, Dataset):
+        columns = image_columns(dataset)
+        column = columns[1] if columns is not None else _first([n for n in _LABEL_NAMES if n in dataset.features], ())
+        if column is None:
+            raise ValueError(
+                f"no column of labels to draw equal shares by: there are {', '.join(dataset.column_names)}"
+            )
+        labels = list(dataset[column])
+    else:
+        rows = (dataset[i] for i in range(len(dataset)))
+        labels = [next((row[name] for name in ("labels", "label") if name in row), None) for row in rows]
+    labels = [label.item() if hasattr(label, "item") and getattr(label, "ndim", 0) == 0 else label for label in labels]
+    if not any(isinstance(label, int | str) for label in labels):
+        raise ValueError("equal shares are drawn by one class a row, and the rows have none: choose rows yourself")
+    chosen = equal_shares(labels, samples, seed)
+    return dataset.select(chosen) if isinstance(dataset, Dataset) else Subset(dataset, chosen)
 
 
 def leave_encoded(dataset: Any, column: str | None) -> Any:

@@ -79,7 +79,16 @@ class ModelFacts:
 
 @dataclass
 class DataFacts:
-    """What is known of a data set: `repo` is its hub id; None where it did not come from the Hub."""
+    """What is known of a data set.
+
+    Attributes:
+        name: What it is called.
+        samples: How many.
+        repo: Its hub id; None where it did not come from the Hub.
+        config, revision, split: Which configuration, commit and split of it.
+        license: Its licence.
+        part: Of several that a student was evaluated on: what the run calls it.
+    """
 
     name: str
     samples: int | None
@@ -88,3 +97,4 @@ class DataFacts:
     revision: str | None = None
     split: str | None = None
     license: License | None = None
+    part: str | None = None

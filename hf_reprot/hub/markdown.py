@@ -79,7 +79,7 @@ def start_sentence(record: RunRecord) -> str:
 def data_link(data: DataFacts, split: bool = True) -> str:
     """A data set with its revision, configuration, split and size."""
     title = repository_link(data.repo, data.revision, "datasets/") if data.repo is not None else cell(data.name)
-    details = [data.config or "", f"split {data.split}" if split and data.split else ""]
+    details = [data.config or "", f"split {data.split}" if split and data.split else "", data.part or ""]
     if split and data.samples is not None:
         details.append(f"{data.samples:,} samples")
     details = [cell(detail) for detail in details if detail]

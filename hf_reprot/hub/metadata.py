@@ -51,21 +51,31 @@ def _metric_names(record: RunRecord) -> list[str]:
 
 
 def _eval_results(record: RunRecord) -> list[EvalResult]:
+    """One result a data set: the Hub takes results of the same data set, configuration and split for one."""
     if record.task is None:
         return []
-    return [
-        EvalResult(
-            task_type=record.task,
-            task_name=record.task.replace("-", " ").capitalize(),
-            dataset_type=evaluation.data.repo or slug(evaluation.data.name),
-            dataset_name=evaluation.data.name,
-            dataset_config=evaluation.data.config,
-            dataset_split=evaluation.data.split,
-            dataset_revision=evaluation.data.revision,
-            metric_type=name,
-            metric_name=name.replace("_", " ").capitalize(),
-            metric_value=value,
-        )
-        for evaluation in record.evaluations
-        for name, value in evaluation.metrics.items()
-    ]
+    results: list[EvalResult] = []
+    taken: set[tuple] = set()
+    for evaluation in record.evaluations:
+        data, split = evaluation.data, evaluation.data.split
+        name, kind = data.name, data.repo or slug(data.name)
+        if data.part is not None:
+            name = f"{name} ({data.part})"
+            split = data.part if (kind, data.config, split) in taken else split
+        taken.add((kind, data.config, split))
+        results += [
+            EvalResult(
+                task_type=record.task,
+                task_name=record.task.replace("-", " ").capitalize(),
+                dataset_type=kind,
+                dataset_name=name,
+                dataset_config=data.config,
+                dataset_split=split,
+                dataset_revision=data.revision,
+                metric_type=metric,
+                metric_name=metric.replace("_", " ").capitalize(),
+                metric_value=value,
+            )
+            for metric, value in evaluation.metrics.items()
+        ]
+    return results

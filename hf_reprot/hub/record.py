@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,30 @@ from .privacy import public
 RECORD_FILE = "transfer.json"
 FORMAT = 1
 
-JOBS = {
-    "fine-tuning": "fine-tuning (the student started from the teacher's weights)",
-    "distillation": "distillation (the student learns the teacher's task)",
-    "transfer": "transfer (the student learns a task of its own)",
-    "no-teacher": "training without a teacher",
+
+class Job(StrEnum):
+    """What a run was for, as `transfer.json` names it; `sentence` is what a card says."""
+
+    FINE_TUNING = "fine-tuning"
+    DISTILLATION = "distillation"
+    TRANSFER = "transfer"
+    REPRESENTATION = "representation"
+    REPRESENTATION_AND_HEAD = "representation-and-head"
+    NO_TEACHER = "no-teacher"
+
+    @property
+    def sentence(self) -> str:
+        """The job in words."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Job.FINE_TUNING: "fine-tuning (the student started from the teacher's weights)",
+    Job.DISTILLATION: "distillation (the student learns the teacher's task)",
+    Job.TRANSFER: "transfer (the student learns a task of its own)",
+    Job.REPRESENTATION: "a representation learned without labels (no head was trained)",
+    Job.REPRESENTATION_AND_HEAD: "a representation learned without labels, then a head on labelled samples",
+    Job.NO_TEACHER: "training without a teacher",
 }
 
 _LOG_ENTRIES = 500
@@ -87,7 +107,7 @@ class RunRecord:
         name: What the student is called.
         student: Architecture, size and speed of the student.
         start: Where its weights started.
-        job: One of `JOBS`.
+        job: What it was for.
         repo_id: Where it was pushed.
         task: The Hub's pipeline tag.
         license: The student's licence.
@@ -106,6 +126,7 @@ class RunRecord:
         seconds: Duration of the training.
         step: Optimiser steps taken.
         head: A head that was fitted afterwards.
+        head_data: What it was fitted on, where that is another data set than the training's.
         history: The training log: one mapping of numbers an entry, with "step".
         tags: Tags beside those that the card sets by itself.
         language: Languages of a text model.
@@ -115,7 +136,7 @@ class RunRecord:
     name: str
     student: ModelFacts
     start: Start = field(default_factory=Start)
-    job: str = "transfer"
+    job: Job = Job.TRANSFER
     repo_id: str | None = None
     task: str | None = None
     license: License | None = None
@@ -134,14 +155,16 @@ class RunRecord:
     seconds: float | None = None
     step: int | None = None
     head: HeadFit | None = None
+    head_data: DataFacts | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     language: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     def data_sets(self) -> list[DataFacts]:
-        """Training and evaluation data, each data set once."""
+        """Training and evaluation data, and those of the head, each data set once."""
         found = [self.train_data] if self.train_data is not None else []
+        found += [self.head_data] if self.head_data is not None else []
         found += [evaluation.data for evaluation in self.evaluations]
         return list({data.repo or data.name: data for data in reversed(found)}.values())[::-1]
 
@@ -189,8 +212,6 @@ class RunRecord:
             record = from_mapping(cls, content)
         except ValueError as error:
             raise ValueError(f"{path} is not the record of a run: {error}") from None
-        if record.job not in JOBS:
-            raise ValueError(f"{path} is not the record of a run: job must be one of {', '.join(JOBS)}")
         return record
 
 

@@ -25,7 +25,7 @@ from .markdown import (
     upper,
 )
 from .paper import _paper
-from .record import JOBS, RunRecord
+from .record import Job, RunRecord
 
 # What a loss weight or a term's own setting is called in the record; the rest of `transfer` describes the transport.
 _LOSS_SETTINGS = (
@@ -71,7 +71,8 @@ def result_rows(record: RunRecord) -> list[dict[str, Any]]:
     for evaluation in record.evaluations:
         for name, value in evaluation.metrics.items():
             teachers = [score(t.metrics.get(name)) for t in record.teachers] if record.teacher_scores() else []
-            data = cell(" ".join(filter(None, (evaluation.data.name, evaluation.data.split))))
+            facts = evaluation.data
+            data = cell(" ".join(filter(None, (facts.name, facts.split, facts.part and f"({facts.part})"))))
             rows.append({"data": data, "metric": name, "scores": [score(value), *teachers]})
     return rows
 
@@ -137,7 +138,7 @@ def speed_sentence(record: RunRecord) -> str:
 
 def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
     """What the run was: names and values."""
-    rows = [("Job", JOBS[record.job]), ("Student's weights started", start_sentence(record))]
+    rows = [("Job", Job(record.job).sentence), ("Student's weights started", start_sentence(record))]
     for i, teacher in enumerate(record.teachers):
         title = "Teacher" if len(record.teachers) == 1 else f"Teacher {i + 1}"
         rows.append((title, f"{model_link(teacher)}, {cell(teacher.architecture)}, frozen"))
@@ -156,9 +157,20 @@ def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
         time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
         rows.append(("Optimiser steps", f"{record.step:,}{time}"))
     if record.head is not None:
-        found = f", accuracy there {record.head.accuracy:.3f} (cross-validation)" if record.head.accuracy else ""
-        rows.append(("Head", f"afterwards, by logistic regression on {record.head.samples:,} labelled samples{found}"))
+        rows.append(("Head", _head_sentence(record)))
     return rows
+
+
+def _head_sentence(record: RunRecord) -> str:
+    """How the head was fitted."""
+    fit, found = record.head, ""
+    if fit.accuracy is not None:
+        found = f", accuracy there {fit.accuracy:.3f} (cross-validation)"
+    elif fit.error is not None:
+        found = f", root mean squared error there {fit.error:.3g} (cross-validation)"
+    method = "ridge regression" if fit.error is not None else "logistic regression"
+    data = f" of {data_link(record.head_data)}" if record.head_data is not None else ""
+    return f"afterwards, by {method} on {fit.samples:,} labelled samples{data}{found}"
 
 
 def loss_formula(record: RunRecord) -> str:
@@ -215,7 +227,14 @@ def limits(record: RunRecord) -> list[str]:
         where = ", ".join(dict.fromkeys(cell(evaluation.data.name) for evaluation in record.evaluations))
         limits.append(f"It was evaluated on {where} only: nothing is known of how it does on other data.")
     else:
-        limits.append("It was not evaluated: nothing is known of how well it does.")
+        since = " since its head was fitted" if record.head is not None else ""
+        limits.append(f"It was not evaluated{since}: nothing is known of how well it does.")
+    if record.head is not None and record.head.absent:
+        absent = ", ".join(cell(name) for name in record.head.absent[:_SHOWN])
+        more = ", ..." if len(record.head.absent) > _SHOWN else ""
+        limits.append(f"It never answers with a class of which no sample was labelled: {absent}{more}.")
+    if record.job == Job.REPRESENTATION and record.classes is not None:
+        limits.append("Its head was not trained: what it answers means nothing until one is fitted.")
     if record.teachers:
         limits.append(
             "A student that follows a teacher takes over the teacher's mistakes and biases, and those of the data that "

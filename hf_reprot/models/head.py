@@ -1,10 +1,9 @@
-"""A linear head on a representation that stays as it is: logistic regression, written into the student."""
+"""A linear head on a representation that stays as it is, fitted to labelled samples and written into the student."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from ..features.architecture import head_paths
-from .modules import class_names, some
+from ..features.paths import core
+from .modules import class_count, class_names, some
+from .regression import Linear, fit_linear, mean_loss, standardiser
 from .student import evaluating
 
-__all__ = ["HeadFit", "fit_head", "linear_head"]
+__all__ = ["HeadFit", "cross_validated", "fit_head", "linear_head", "task_form", "write_head"]
 
 # Inverse strengths of the penalty that are tried, and how many samples are enough to choose among them.
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_FOLDS, _TRIED_ON, _STEPS = 5, 5000, 1000
+_FOLDS, _TRIED_ON = 5, 5000
+_NEVER = 10.0  # how far below the others' mean a class without a sample answers
+_UNLABELLED = -100  # what losses ignore
+
+CLASSES, LABELS, VALUES = "single_label_classification", "multi_label_classification", "regression"
+_LOSSES = {CLASSES: "softmax", LABELS: "bernoulli", VALUES: "squared"}
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,17 @@ class HeadFit:
     Attributes:
         samples: Number of labelled samples.
         strength: Inverse strength of the penalty (scikit-learn's C).
-        accuracy: Mean over the folds of cross-validation at that strength; None where a class has one sample only.
+        accuracy: Share of right answers in cross-validation at that strength (with several labels a sample: of right
+            yes-or-no answers); None where no class has two samples, and for regression.
+        error: Of a regression, the root mean squared error in cross-validation.
+        absent: Classes without a labelled sample, by name or number: the head never answers with one.
     """
 
     samples: int
     strength: float
     accuracy: float | None
+    error: float | None = None
+    absent: list[str] = field(default_factory=list)
 
 
 def fit_head(
@@ -45,42 +56,117 @@ def fit_head(
     """Fits the last linear layer of a student to labelled samples; nothing else of it changes.
 
     Logistic regression on standardised features, with a penalty chosen by cross-validation: with few labels this is
-    right where a few more steps of training are not.
+    right where a few more steps of training are not. A student with several labels a sample gets one regression a
+    class, a student that predicts values gets ridge regression (`config.problem_type`, as transformers reads it).
 
     Args:
-        student: With a head for the classes, on the device of the batches.
-        batches: (inputs of the student, labels), each sample once.
+        student: With a head for the classes, on the device of the batches. In a PEFT student, the head must be one of
+            the adapter's `modules_to_save`.
+        batches: (inputs of the student, labels), each sample once. Labels: (batch,) whole numbers, or (batch, outputs)
+            of 0 and 1 or of values. A label of -100 is left out.
         together: Brings the (features, labels) of a batch of all processes together.
 
+    Returns:
+        What the head was fitted on, and which classes had no sample.
+
     Raises:
-        ValueError: the student has no single linear head, or a class has no sample.
+        ValueError: the student has no single linear head, or one that would not be saved; labels that do not fit it.
     """
     _, layer = linear_head(student)
     features, labels = _collect(student, layer, batches, together)
-    return write_head(layer, features, labels, class_names(student))
+    return write_head(layer, features, labels, class_names(student), task_form(student, labels))
+
+
+def task_form(student: nn.Module, labels: np.ndarray) -> str:
+    """The `problem_type` of a student, by transformers' rules where its config leaves it open.
+
+    Args:
+        student: The student.
+        labels: (n,) or (n, outputs).
+    """
+    config = getattr(core(student)[0], "config", None) or getattr(student, "config", None)
+    stated = getattr(config, "problem_type", None)
+    if stated in _LOSSES:
+        return stated
+    if class_count(student) == 1:
+        return VALUES
+    return CLASSES if labels.ndim == 1 else LABELS
+
+
+# ---- the layer ----
 
 
 def linear_head(student: nn.Module) -> tuple[str, nn.Linear]:
     """Path and module of the linear layer that gives a student's logits.
 
+    In a PEFT student it is the copy that the active adapter trains and saves.
+
     Raises:
-        ValueError: there is none, or there are two side by side (a distilled DeiT).
+        ValueError: there is none, there are two side by side (a distilled DeiT), or it is no part of a PEFT adapter.
     """
     paths = head_paths(student)
+    if not paths:
+        raise ValueError(_headless(student))
     layers = [
         (f"{path}.{name}".rstrip("."), module)
         for path in paths
         for name, module in student.get_submodule(path).named_modules()
         if isinstance(module, nn.Linear)
     ]
+    adapted = bool(getattr(student, "peft_config", None))
+    if adapted:
+        saved = [(path, module) for path, module in layers if _is_saved(student, path)]
+        if not saved:
+            raise ValueError(_outside_adapter(student, paths[-1]))
+        layers = saved
     if not layers:
-        what = f"its head is {some(paths)}" if paths else "its head is not known"
-        raise ValueError(f"{type(student).__name__} has no linear layer that gives the logits: {what}")
+        raise ValueError(
+            f"{type(student).__name__} has no linear layer that gives the logits: its head is {some(paths)}"
+        )
     path, layer = layers[-1]
     twins = [name for name, other in layers[:-1] if other.weight.shape == layer.weight.shape]
     if twins:
         raise ValueError(f"{type(student).__name__} has several heads side by side ({some([*twins, path])})")
     return path, layer
+
+
+def _is_saved(student: nn.Module, path: str) -> bool:
+    """Whether a layer belongs to the copy of a module that the active adapter runs and saves."""
+    before, found, after = f".{path}.".rpartition(".modules_to_save.")
+    if not found:
+        return False
+    wrapper = student.get_submodule(before.strip("."))
+    active = list(getattr(wrapper, "active_adapters", ()))
+    return not getattr(wrapper, "disable_adapters", False) and after.split(".")[0] in active[:1]
+
+
+def _outside_adapter(student: nn.Module, path: str) -> str:
+    name = path.rpartition(".")[2]
+    for part in path.split("."):  # of a head inside a module of its own (timm's head.fc), the whole is saved
+        if part not in ("base_model", "model", "timm_model"):
+            name = part
+            break
+    return (
+        f"the head {name!r} is no part of the active adapter: what is fitted would be lost when the adapter is saved. "
+        f'Make the adapter with modules_to_save=["{name}"], as in LoraConfig(..., modules_to_save=["{name}"])'
+    )
+
+
+def _headless(student: nn.Module) -> str:
+    inner = core(student)[0]
+    title = type(inner).__name__
+    if hasattr(inner, "num_classes"):
+        return f"{title} has no head to fit: make it with num_classes=N, the number of classes"
+    if type(student).__name__.startswith(("Sequential", "Module")) or not hasattr(inner, "config"):
+        return f"{title} has no linear layer that gives the logits: its head is not known"
+    return (
+        f"{title} has no head to fit: save the student, load it with a new head by "
+        'AutoModelForImageClassification.from_pretrained("FOLDER", num_labels=N), and give it to '
+        "hf_reprot.models.head.fit_head, or train with that class from the start"
+    )
+
+
+# ---- the samples ----
 
 
 def _collect(student: nn.Module, layer: nn.Linear, batches, together) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +179,7 @@ def _collect(student: nn.Module, layer: nn.Linear, batches, together) -> tuple[n
         with evaluating(student), torch.no_grad():
             for inputs, answer in batches:
                 student(**inputs)
-                if len(caught) != 1 or caught[0].dim() != 2 or answer.dim() != 1:
+                if len(caught) != 1 or caught[0].dim() != 2 or answer.dim() not in (1, 2):
                     shapes = ", ".join(str(tuple(x.shape)) for x in caught) or "nothing"
                     raise ValueError(f"a head is fitted to one row a sample; this one gets {shapes}")
                 both = together((caught.pop().float(), answer))
@@ -106,66 +192,178 @@ def _collect(student: nn.Module, layer: nn.Linear, batches, together) -> tuple[n
     return torch.cat(rows).double().numpy(), torch.cat(labels).numpy()
 
 
-def write_head(layer: nn.Linear, features: np.ndarray, labels: np.ndarray, names: list[str] | None) -> HeadFit:
+# ---- the fit ----
+
+
+def write_head(
+    layer: nn.Linear, features: np.ndarray, labels: np.ndarray, names: list[str] | None, form: str = CLASSES
+) -> HeadFit:
     """Fits (n, d) features to n labels, and writes the weights into the layer.
 
+    Args:
+        layer: The layer.
+        features: What goes into it.
+        labels: (n,) whole numbers, or (n, outputs) of 0 and 1 or of values. -100 (or NaN): not known.
+        names: Names of the classes.
+        form: The `problem_type`: which regression.
+
     Raises:
-        ValueError: features that are not finite, labels that are no classes of the layer, or a class without a sample.
+        ValueError: features that are not finite, labels that do not fit the layer, or a single class.
     """
-    _check(layer.out_features, features, labels, names)
-    strength, accuracy = _choose(features, labels, layer.bias is not None)
-    model = _regression(strength, layer.bias is not None).fit(features, labels)
-    scaler, regression = model[0], model[1]
-    weight = regression.coef_ / scaler.scale_
-    bias = regression.intercept_ - (weight @ scaler.mean_ if scaler.with_mean else 0.0)
-    if len(weight) == 1:  # two classes: one row that says how much more the second is
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weight))
-        if layer.bias is not None:
-            layer.bias.copy_(torch.from_numpy(bias))
-    return HeadFit(len(labels), strength, accuracy)
-
-
-def _regression(strength: float, bias: bool):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(
-        StandardScaler(with_mean=bias), LogisticRegression(C=strength, fit_intercept=bias, max_iter=_STEPS)
-    )
-
-
-def _choose(features: np.ndarray, labels: np.ndarray, bias: bool) -> tuple[float, float | None]:
-    """The strength with the best likelihood on samples left out, and the accuracy there."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
-    if len(labels) > _TRIED_ON:
-        few = np.random.default_rng(0).permutation(len(labels))[:_TRIED_ON]
-        features, labels = features[few], labels[few]
-    folds = min(_FOLDS, np.unique(labels, return_counts=True)[1].min())
-    if folds < 2:
-        return 1.0, None
-    parts = StratifiedKFold(int(folds), shuffle=True, random_state=0)
-
-    def score(strength: float, scoring: str) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to choose by
-            tried = cross_val_score(_regression(strength, bias), features, labels, cv=parts, scoring=scoring)
-        return float(tried.mean())
-
-    best = max(STRENGTHS, key=lambda strength: score(strength, "neg_log_loss"))
-    return best, score(best, "accuracy")
-
-
-def _check(classes: int, features: np.ndarray, labels: np.ndarray, names: list[str] | None) -> None:
+    features = np.asarray(features, dtype=np.float64)
     if not np.isfinite(features).all():
         raise ValueError("the student's features are not finite: there is nothing to fit a head to")
+    features, targets, kept = _targets(layer.out_features, features, labels, names, form)
+    bias = layer.bias is not None
+    strength, accuracy, error = cross_validated(features, targets, form, bias=bias)
+    head = _every_output(_fitted(features, targets, form, [strength], bias)[0], kept, layer.out_features, form)
+    absent = np.setdiff1d(np.arange(layer.out_features), kept).tolist()
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(head.weight))
+        if bias:
+            layer.bias.copy_(torch.from_numpy(head.bias))
+    return HeadFit(len(features), strength, accuracy, error, [_named(c, names) for c in absent])
+
+
+def _targets(outputs: int, features: np.ndarray, labels: np.ndarray, names: list[str] | None, form: str):
+    """The samples with a label, what each output shall give, and the outputs that can be learned.
+
+    Returns:
+        (features (n, d), targets (n, len(kept)), kept).
+    """
+    if form != CLASSES:
+        labels = np.asarray(labels, dtype=np.float64).reshape(len(labels), -1)
+        labels = np.where(labels == _UNLABELLED, np.nan, labels)
+        known = ~np.isnan(labels).all(1)
+    elif labels.ndim == 1:
+        known = labels != _UNLABELLED
+    else:
+        raise ValueError(f"labels must be one whole number a sample, got {labels.shape[1]} columns")
+    features, labels = features[known], labels[known]
+    if not len(labels):
+        raise ValueError("no sample has a label: there is nothing to fit a head to")
+    check = {CLASSES: _classes, LABELS: _several_labels, VALUES: _values}[form]
+    return features, *check(labels, outputs, names)
+
+
+def _classes(labels: np.ndarray, outputs: int, names: list[str] | None) -> tuple[np.ndarray, np.ndarray]:
     found = np.unique(labels)
-    if not np.issubdtype(labels.dtype, np.integer) or found.min() < 0 or found.max() >= classes:
-        raise ValueError(f"labels must be whole numbers from 0 to {classes - 1}, got {found.min()} to {found.max()}")
-    absent = [names[c] if names else str(c) for c in range(classes) if c not in found]
-    if absent:
-        raise ValueError(f"{len(absent)} of {classes} classes have no labelled sample: {some(absent)}")
+    if not np.issubdtype(labels.dtype, np.integer) or found.min() < 0 or found.max() >= outputs:
+        raise ValueError(f"labels must be whole numbers from 0 to {outputs - 1}, got {found.min()} to {found.max()}")
+    if len(found) < 2:
+        only = _named(found[0], names)
+        raise ValueError(f"all labelled samples are of one class ({only}): a head needs two classes at least")
+    return (labels[:, None] == found).astype(np.float64), found
+
+
+def _several_labels(labels: np.ndarray, outputs: int, names: list[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    _check_width(labels, outputs)
+    if not np.isin(labels[~np.isnan(labels)], (0, 1)).all():
+        raise ValueError("labels of several classes a sample must be 0 or 1 for each class")
+    kept = np.flatnonzero((labels == 1).any(0))
+    if not len(kept):
+        raise ValueError("no sample has any of the classes: there is nothing to fit a head to")
+    return labels[:, kept], kept
+
+
+def _values(labels: np.ndarray, outputs: int, names: list[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    _check_width(labels, outputs)
+    if np.isinf(labels).any():
+        raise ValueError("labels of a regression must be finite numbers")
+    kept = np.flatnonzero(~np.isnan(labels).all(0))
+    return labels[:, kept], kept
+
+
+def _check_width(labels: np.ndarray, outputs: int) -> None:
+    if labels.shape[1] != outputs:
+        raise ValueError(f"labels must have a column for each of {outputs} outputs, got {labels.shape[1]}")
+
+
+def _fitted(
+    features: np.ndarray, targets: np.ndarray, form: str, strengths: Sequence[float], bias: bool
+) -> list[Linear]:
+    """The heads for features as they come, one a strength."""
+    mean, scale = standardiser(features, centre=bias)
+    scaled, level, spread = (features - mean) / scale, 0.0, 1.0
+    if form == VALUES:  # a strength shall mean the same for dollars and cents
+        level = np.nan_to_num(np.nanmean(targets, 0)) if bias else 0.0
+        spread = np.nan_to_num(np.nanstd(targets, 0))
+        spread = np.where(spread > 0, spread, 1.0)
+        targets = (targets - level) / spread
+    two = form == CLASSES and targets.shape[1] == 2  # one row that says how much more the second is
+    loss = "bernoulli" if two else _LOSSES[form]
+    heads = []
+    for head in fit_linear(scaled, targets[:, 1:] if two else targets, loss, strengths, bias=bias):
+        weight, offset = (head.weight.T * spread).T / scale, head.bias * spread
+        offset = offset + level - weight @ mean
+        if two:
+            weight, offset = np.concatenate([-weight, weight]) / 2, np.concatenate([-offset, offset]) / 2
+        heads.append(Linear(weight, offset))
+    return heads
+
+
+def _every_output(head: Linear, kept: np.ndarray, outputs: int, form: str) -> Linear:
+    """A head with a row for every output: those of classes without a sample are never the best."""
+    level = head.weight.mean(0) if form == CLASSES else np.zeros(head.weight.shape[1])
+    offset = (head.bias.mean() if form == CLASSES else 0.0) - (0.0 if form == VALUES else _NEVER)
+    weight, bias = np.tile(level, (outputs, 1)), np.full(outputs, offset)
+    weight[kept], bias[kept] = head.weight, head.bias
+    return Linear(weight, bias)
+
+
+def _named(number: int, names: list[str] | None) -> str:
+    return names[number] if names else str(number)
+
+
+# ---- the penalty ----
+
+
+def cross_validated(
+    features: np.ndarray, targets: np.ndarray, form: str = CLASSES, *, bias: bool = True
+) -> tuple[float, float | None, float | None]:
+    """The strength that is best on samples left out, and how good it is there.
+
+    Args:
+        features: (n, d).
+        targets: (n, k): one-hot classes, 0 and 1, or values.
+        form: The `problem_type`.
+        bias: Whether the regression has one.
+
+    Returns:
+        (strength, accuracy or None, root mean squared error or None); strength 1 where nothing can be left out.
+    """
+    if len(features) > _TRIED_ON:
+        few = np.random.default_rng(0).permutation(len(features))[:_TRIED_ON]
+        features, targets = features[few], targets[few]
+    parts = _folds(targets, form)
+    if not parts:
+        return 1.0, None, None
+    answers = {strength: np.full(targets.shape, np.nan) for strength in STRENGTHS}
+    for out in parts:
+        kept = np.setdiff1d(np.arange(len(targets)), out)
+        heads = _fitted(features[kept], targets[kept], form, STRENGTHS, bias)
+        for strength, head in zip(STRENGTHS, heads, strict=True):
+            answers[strength][out] = head(features[out])
+    out = np.concatenate(parts)
+    best = min(STRENGTHS, key=lambda strength: mean_loss(answers[strength][out], targets[out], _LOSSES[form]))
+    found, wanted = answers[best][out], targets[out]
+    if form == VALUES:
+        return best, None, float(np.sqrt(np.nanmean((found - wanted) ** 2)))
+    right = found.argmax(1) == wanted.argmax(1) if form == CLASSES else ((found > 0) == (wanted > 0))[~np.isnan(wanted)]
+    return best, float(right.mean()), None
+
+
+def _folds(targets: np.ndarray, form: str) -> list[np.ndarray]:
+    """Numbers of the samples that are left out, part by part; the only sample of a class never is."""
+    order = np.random.default_rng(0).permutation(len(targets))
+    if form == CLASSES:
+        labels = targets.argmax(1)
+        counts = np.bincount(labels)
+        order = order[counts[labels[order]] > 1]
+        if not len(order):
+            return []
+        order = order[np.argsort(labels[order], kind="stable")]  # one class after the other, dealt out in turn
+        folds = min(_FOLDS, int(counts[counts > 1].min()))
+    else:
+        folds = min(_FOLDS, len(order))
+    return [order[i::folds] for i in range(folds)] if folds > 1 else []

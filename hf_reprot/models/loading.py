@@ -103,7 +103,7 @@ def _load(path: str, name: str, revision: str | None, dtype: torch.dtype | str |
     if dtype is not None:
         rest["dtype"] = dtype
     refuse_pickles(config.to_dict(), source=path)
-    _mend_timm(config)
+    mend_timm(config)
     auto_class = _auto_class(config)
     vision = getattr(config, "vision_config", None)
     if auto_class is AutoModel and isinstance(vision, PreTrainedConfig):
@@ -184,7 +184,7 @@ def refuse_pickles(config: Any, *, source: str) -> None:
             left += value
 
 
-def _mend_timm(config: PreTrainedConfig) -> None:
+def mend_timm(config: PreTrainedConfig) -> None:
     """timm's own export writes the number of classes twice, and the wrapper then cannot build the model."""
     arguments = getattr(config, "model_args", None)
     if isinstance(arguments, dict):

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..data.preprocessing import fixed_image_size, image_channels
-from .loading import refuse_pickles
+from .loading import mend_timm, refuse_pickles
 
 TIMM_PREFIX = "timm_model."
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
@@ -103,16 +103,19 @@ def load_student(
         # The number, too: a timm config looks at it alone, and would keep the old head under new names.
         options |= {"num_labels": len(numbered), "id2label": numbered, "label2id": {n: i for i, n in numbered.items()}}
     try:
-        hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+        again = {name: options[name] for name in (*_HUB_OPTIONS, "trust_remote_code") if name in options}
+        hub = {name: value for name, value in again.items() if name != "trust_remote_code"}
         refuse_pickles(PreTrainedConfig.get_config_dict(source, **hub)[0], source=os.fspath(source))
+        config, rest = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **options)
+        mend_timm(config)  # of a folder that timm itself wrote
         if from_scratch:
-            config = AutoConfig.from_pretrained(source, **options)
             trust = options.get("trust_remote_code", False)
             student = AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
             student.weights_from = "scratch"
         else:
+            rest = {name: value for name, value in rest.items() if name in options} | again
             student = AutoModelForImageClassification.from_pretrained(
-                source, ignore_mismatched_sizes=True, use_safetensors=True, **options
+                source, config=config, ignore_mismatched_sizes=True, use_safetensors=True, **rest
             )
     except OSError as error:
         raise ValueError(

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ class PublishingMixin:
     _speeds: dict[str | int, Speed] | None = None
     _pusher: HfApi | None = None
     teacher_metrics: dict[int, dict[str, float]] | None = None
+    foreign_evaluations: tuple[dict[str, Any], ...] = ()
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `Trainer`. What is found on other data than `eval_dataset` of the trainer does not go on its card."""
+        before = len(self.state.log_history)
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        own = self.eval_dataset
+        known = eval_dataset is None or eval_dataset is own or isinstance(eval_dataset, str)
+        if not known and not (isinstance(own, Mapping) and any(eval_dataset is part for part in own.values())):
+            self.foreign_evaluations += tuple(self.state.log_history[before:])
+        return metrics
 
     # ---- beside the weights ----
 

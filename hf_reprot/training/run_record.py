@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -17,7 +18,7 @@ from ..hub.card import LAYERS, PLAN
 from ..hub.facts import DataFacts, ModelFacts, Speed, Start
 from ..hub.licenses import License
 from ..hub.provenance import data_facts, model_facts, start_of, task_of, teacher_facts
-from ..hub.record import Evaluation, LayerPlanFacts, PairFacts, RunRecord, thinned_log
+from ..hub.record import Evaluation, Job, LayerPlanFacts, PairFacts, RunRecord, thinned_log
 from ..hub.speed import device_name, made_up_batch, measure_speed, shape_text
 from ..models.modules import class_count, class_names
 from ..models.sharding import is_sharded
@@ -78,7 +79,7 @@ def collect_record(
         pairs=_pair_facts(trainer),
         layer_plans=_layer_plan_facts(trainer),
         train_data=_data_facts(trainer.train_dataset, said),
-        evaluations=_evaluations(trainer, said),
+        evaluations=evaluations_of(trainer, said),
         transfer=args.transfer_settings(),
         training=_training_settings(args, trainer.accelerator.num_processes),
         seeds={"seed": args.seed} | ({"data_seed": args.data_seed} if args.data_seed is not None else {}),
@@ -86,8 +87,9 @@ def collect_record(
         hardware=_hardware(trainer),
         step=trainer.state.global_step,
         head=trainer.head_fit,
+        head_data=_head_data(trainer),
         seconds=next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None),
-        history=thinned_log(log),
+        history=thinned_log(entry for entry in log if not is_foreign(entry, trainer)),
         tags=[*listed(said.get("tags")), *(getattr(student, "model_tags", None) or ())],
         language=listed(said.get("language")),
     )
@@ -148,14 +150,18 @@ def listed(value: str | list[str] | None) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _job(record: RunRecord, trainer: Any) -> str:
+def _job(record: RunRecord, trainer: Any) -> Job:
     start, args = record.start, trainer.args
     if not record.teachers:
-        return "no-teacher"
+        return Job.NO_TEACHER
+    if args.task_weight == 0 and record.head is not None:
+        return Job.REPRESENTATION_AND_HEAD
     if start.kind in ("hub", "folder") and any(_is_start(teacher, start) for teacher in record.teachers):
-        return "fine-tuning"
+        return Job.FINE_TUNING
+    if args.task_weight == args.kd_weight == 0:
+        return Job.REPRESENTATION
     same_task = trains_on_teacher_task(args, student_of(trainer), trainer.teachers)
-    return "distillation" if same_task else "transfer"
+    return Job.DISTILLATION if same_task else Job.TRANSFER
 
 
 def _is_start(teacher: ModelFacts, start: Start) -> bool:
@@ -203,7 +209,18 @@ def _data_facts(dataset: Any, said: Mapping[str, Any]) -> DataFacts | None:
     return facts
 
 
-def _evaluations(trainer: Any, said: Mapping[str, Any]) -> list[Evaluation]:
+def _head_data(trainer: Any) -> DataFacts | None:
+    """The data of the head where it is none of the others."""
+    facts, trained = data_facts(trainer.head_data), data_facts(trainer.train_dataset)
+    same = facts is not None and trained is not None and (facts.name, facts.split) == (trained.name, trained.split)
+    return None if same else facts
+
+
+def evaluations_of(trainer: Any, said: Mapping[str, Any]) -> list[Evaluation]:
+    """What was measured on the run's evaluation data, of the weights at hand: one result a data set, named.
+
+    What `evaluate(other_data)` found is kept out: the trainer knows which entries of its log those are.
+    """
     metrics = {
         key.removeprefix("eval_"): float(value)
         for key, value in _final_evaluation(trainer).items()
@@ -214,20 +231,28 @@ def _evaluations(trainer: Any, said: Mapping[str, Any]) -> list[Evaluation]:
     if not isinstance(trainer.eval_dataset, Mapping):
         data = _data_facts(trainer.eval_dataset, said) or DataFacts("data that was not recorded", None)
         return [Evaluation(data, metrics)]
-    found = []
+    found, names = [], sorted(trainer.eval_dataset, key=len, reverse=True)
     for name, dataset in trainer.eval_dataset.items():
-        own = {k.removeprefix(f"{name}_"): v for k, v in metrics.items() if k.startswith(f"{name}_")}
+        own = {
+            key.removeprefix(f"{name}_"): value
+            for key, value in metrics.items()  # of "val" and "val_hard", the longer name has the metric
+            if next((other for other in names if key.startswith(f"{other}_")), None) == name
+        }
         if own:
-            found.append(Evaluation(_data_facts(dataset, said) or DataFacts(name, None), own))
+            data = _data_facts(dataset, said) or DataFacts(name, None)
+            named = {"part": name} if data.repo is not None else {"name": name}
+            found.append(Evaluation(dataclasses.replace(data, **named), own))
     return found
 
 
 def _final_evaluation(trainer: Any) -> dict[str, Any]:
-    """The log entry that describes the weights at hand: the latest evaluation, or that of the best checkpoint where it
-    was loaded at the end and nothing was evaluated since."""
+    """The log entries that describe the weights at hand, as one: the latest evaluation, or that of the best checkpoint
+    where it was loaded at the end and nothing was evaluated since. A head that was fitted afterwards leaves only what
+    was evaluated since."""
     log = trainer.state.log_history
     end = max((i for i, entry in enumerate(log) if "train_runtime" in entry), default=len(log))
-    before, after = _evaluated(log[:end]), _evaluated(log[end:])
+    fitted = trainer.head_fit_at or 0  # before, the student had another head
+    before, after = _evaluated(log[fitted:end], trainer), _evaluated(log[max(end, fitted) :], trainer)
     best = trainer.state.best_global_step
     if not after and end < len(log) and trainer.args.load_best_model_at_end and best:
         before = [entry for entry in before if entry.get("step") == best] or before
@@ -237,8 +262,13 @@ def _final_evaluation(trainer: Any) -> dict[str, Any]:
     return merged
 
 
-def _evaluated(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in log if any(key.startswith("eval_") for key in entry)]
+def _evaluated(log: list[dict[str, Any]], trainer: Any) -> list[dict[str, Any]]:
+    return [entry for entry in log if any(key.startswith("eval_") for key in entry) and not is_foreign(entry, trainer)]
+
+
+def is_foreign(entry: dict[str, Any], trainer: Any) -> bool:
+    """Whether an entry of the log is of an evaluation on other data than the run's."""
+    return any(entry is other for other in trainer.foreign_evaluations)
 
 
 def _training_settings(args: Any, processes: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from enum import Enum
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,8 +16,8 @@ def from_mapping(cls: type[T], data: Any, where: str = "") -> T:
     """Builds a dataclass from what `json.loads` gave.
 
     Args:
-        cls: A dataclass whose fields are str, int, float, bool, None, lists, dictionaries with string keys, unions of
-            these, or such dataclasses.
+        cls: A dataclass whose fields are str, int, float, bool, None, enumerations, lists, dictionaries with string
+            keys, unions of these, or such dataclasses.
         data: The mapping.
         where: Path to it, for messages.
 
@@ -57,6 +58,12 @@ def _check(kind: Any, value: Any, where: str) -> Any:
         return {str(key): _check(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            legal = ", ".join(str(member.value) for member in kind)
+            raise ValueError(f"{where} must be one of {legal}, got {_kind(value)}") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is types.NoneType:
