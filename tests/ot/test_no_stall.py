@@ -22,7 +22,7 @@ class _NoReads(TorchDispatchMode):
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    for module in ("kernel", "solve", "proximal"):
+    for module in ("solve", "solvers.kernel", "solvers.proximal", "solvers.units"):
         monkeypatch.setattr(importlib.import_module(f"hf_reprot.ot.{module}"), "on_host", lambda tensor: False)
 
 
