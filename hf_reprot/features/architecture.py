@@ -15,7 +15,18 @@ from .paths import core, path_of
 _HEADS = ("classifier", "cls_classifier", "score", "head", "heads", "fc", "last_linear", "logits_proj")
 _POOLS = ("global_pool", "avgpool", "pool", "pooler")
 # Modules of a timm model between pooling and head, or beside the main path.
-_ASIDE = ("fc_norm", "attn_pool", "head_drop", "head_dist", "aux_head", "pre_logits", "flatten", "drop", "dropout")
+_ASIDE = (
+    "fc_norm",
+    "attn_pool",
+    "aggregate",
+    "head_drop",
+    "head_dist",
+    "aux_head",
+    "pre_logits",
+    "flatten",
+    "drop",
+    "dropout",
+)
 # Families that pool before they normalise: their last layer with positions is the encoder.
 _NORM_AFTER_POOLING = ("convnext", "convnextv2", "clip", "clip_vision_model", "chinese_clip_vision_model")
 
@@ -51,6 +62,12 @@ def head_paths(model: nn.Module) -> list[str]:
     """
     inner, start = core(model)
     heads = _timm_heads(inner) if is_timm(inner) else _heads(inner)
+    lists = {path: module for path, module in heads if isinstance(module, nn.ModuleList)}
+    heads = [
+        (f"{path}.{name}" if path in lists else path, part)
+        for path, module in heads
+        for name, part in (lists[path].named_children() if path in lists else [("", module)])
+    ]
     return [start + path for path, module in heads if not _is_empty(module)]
 
 
@@ -96,8 +113,9 @@ def last_layer(model: nn.Module, positions: str = "pooled") -> str:
         return start + _last_with_positions(inner)
     if is_timm(inner):
         heads = _timm_heads(inner)  # a head taken out is an identity that is still called: its input is the features
-        if heads:
-            return f"{start}{heads[0][0]}:input"
+        called = [path for path, module in heads if not _is_list_without_heads(module)]
+        if called:
+            return f"{start}{called[0]}:input"
     heads = head_paths(model)
     return f"{heads[0]}:input" if heads else start + _last_with_positions(inner, normalised=True)
 
@@ -201,15 +219,19 @@ def _timm_stages(model: nn.Module) -> list[str]:
     paths = list(dict.fromkeys(entry["module"] for entry in info))
     if len(paths) < 2:
         return []
+    if len(paths) < len(info):  # several features of one module, which do not tell its stages
+        found = _stages(model)
+        if len(found) > len(paths):
+            return found
     if len({entry["reduction"] for entry in info}) == 1:
         return quarters(paths)
-    return paths[-4:]
+    return [_last_element(path, known[path]) or path for path in paths[-4:]]
 
 
 def _stages(model: nn.Module) -> list[str]:
     lists = _lists(model)
     if len(lists) != 1 or not isinstance(lists[0][1], nn.ModuleList):
-        return [path for path, _ in lists][-4:]
+        return [_last_element(path, module) or path for path, module in lists][-4:]
     path, elements = lists[0]
     if len(elements) <= 4 and any(_inner_list(element) is not None for element in elements):
         # Where a stage ends in the step down to the next one, its own features are those of its last block.
@@ -241,7 +263,9 @@ def _lists(model: nn.Module) -> list[tuple[str, nn.Module]]:
     else:
         base, start = model, ""
     numbered = [
-        (name, child) for name, child in base.named_children() if re.fullmatch(r"(layer|stage|block|s)_?\d", name)
+        (name, child)
+        for name, child in base.named_children()
+        if re.fullmatch(r"(layer|stage|block|s|serial_blocks)_?\d", name)
     ]
     if len(numbered) > 1:
         return numbered
@@ -296,6 +320,11 @@ def _is_dropout(module: nn.Module) -> bool:
 
 def _is_adaptive_pool(module: nn.Module) -> bool:
     return isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool1d)
+
+
+def _is_list_without_heads(module: nn.Module) -> bool:
+    """A list of identities is passed over, where one identity is called."""
+    return isinstance(module, nn.ModuleList) and all(_is_empty(part) for part in module)
 
 
 def _has_parameters(module: nn.Module) -> bool:

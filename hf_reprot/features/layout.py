@@ -6,6 +6,7 @@ A tensor of shape (n, 64, 64, 64) does not say which axis holds the neurons; the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -171,6 +172,11 @@ def _body(module: nn.Module) -> Iterator[nn.Module]:
 def tokens_of(model: nn.Module, path: str) -> Tokens:
     """What the token sequences around a layer are made of, from the nearest module that says it."""
     for around, module in ancestors(model, path):
+        if _model_type(module) == "dinov3_convnext" and path.rpartition(".")[2] == "layer_norm":
+            # It puts the mean over the positions before them as a class token, and then normalises.
+            last_map = f"{around}." if around else ""
+            stages = len(module.model.stages) - 1
+            return Tokens("image", 1, "first", None, True, f"{last_map}model.stages.{stages}")
         if is_transformers(module) and getattr(module, "main_input_name", "") in _TEXT_INPUTS:
             return Tokens("text", 0, "last" if _is_causal(module) else "first")
         prefix, has_class = _special_tokens(module)
@@ -189,6 +195,11 @@ def tokens_of(model: nn.Module, path: str) -> Tokens:
     return Tokens()
 
 
+def _model_type(module: nn.Module) -> str:
+    inside = is_transformers(module) and isinstance(getattr(module, "layer_norm", None), nn.Module)
+    return getattr(module.config, "model_type", "") if inside else ""
+
+
 def _looks_up_words(model: nn.Module) -> bool:
     """Whether a model of neither library starts from an embedding table and has nothing that takes images."""
     kinds = {type(module) for module in model.modules()}
@@ -200,8 +211,9 @@ def _special_tokens(model: nn.Module) -> tuple[int, bool]:
     count, has_class = 0, False
     for name, parameter in model.named_parameters():
         last = name.rsplit(".", 1)[-1]
-        if last in ("cls_token", "class_token", "class_embedding"):
-            count, has_class = count + 1, True
+        if re.fullmatch(r"cls_token(_?\d)?|class_token|class_embedding", last):
+            # Numbered: one in each stage (CoaT) or branch (CrossViT), not several in one sequence.
+            count, has_class = count + (not has_class), True
         elif last in ("distillation_token", "dist_token"):
             count += 1
         elif last in ("register_tokens", "reg_token"):

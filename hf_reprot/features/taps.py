@@ -97,8 +97,8 @@ class Taps:
         names: Layers: paths of modules as in `model.named_modules()`, without the prefixes of PEFT, of timm's wrapper
             or of the base model if one likes. `path:input` is the first tensor that goes into the module; in training,
             without the noise of a dropout right in front of it or anywhere between the last layer with positions and
-            it. `path:nchw`, `path:nhwc`, `path:prefixN` say what the axes mean
-            where the model does not show it.
+            it; of a list of modules, what goes into each, side by side. `path:nchw`, `path:nhwc`, `path:prefixN` say
+            what the axes mean where the model does not show it.
 
     Raises:
         ValueError: a name that the model does not have; the nearest ones are named.
@@ -121,6 +121,7 @@ class Taps:
         self._grad = False
         self._layouts: dict[tuple[str, int], str] = {}
         self._names: dict[str, LayerName] = {}
+        self._parts: dict[str, list[str]] = {}  # what is recorded apart and stands side by side in one layer
         self._handles: list[Any] = []
         modules = modules_by_path(self.model)
         for name in names:
@@ -142,12 +143,17 @@ class Taps:
             self._handles.append(modules[path].register_forward_hook(_GridHook(self._store, path)))
 
     def _hang(self, name: str, layer: LayerName, modules: dict[str, nn.Module]) -> None:
-        module = _called_part(modules[layer.path], first=layer.at_input)
+        module = modules[layer.path]
         if not layer.at_input:
-            self._handles.append(module.register_forward_hook(_OutputHook(self._store, name)))
+            hook = _OutputHook(self._store, name)
+            self._handles.append(_called_part(module, first=False).register_forward_hook(hook))
             return
-        hook = _InputHook(self._store, name)
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        several = isinstance(module, nn.ModuleList) and len(module) > 1  # CrossViT: a head for each of its branches
+        self._parts[name] = [f"{name}[{i}]" for i in range(len(module))] if several else [name]
+        for key, part in zip(self._parts[name], module if several else [module], strict=True):
+            hook = _InputHook(self._store, key)
+            part = _called_part(part, first=True)
+            self._handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _hang_at_head(self, modules: dict[str, nn.Module]) -> None:
         try:
@@ -175,7 +181,9 @@ class Taps:
 
     def reached(self) -> list[str]:
         """The recorded layers that a gradient can reach; to be asked before `take`, which refuses the others."""
-        return [name for name, tensors in self._store.caught.items() if any(t.requires_grad for t in tensors)]
+        caught = self._store.caught
+        keys = {name: self._parts.get(name, [name]) for name in self._names}
+        return [name for name in keys if any(t.requires_grad for key in keys[name] for t in caught.get(key, []))]
 
     def take(self) -> dict[str, Activation]:
         """The recorded layers by the names that were given; the taps are empty afterwards.
@@ -189,11 +197,15 @@ class Taps:
         trains = self._grad and any(p.requires_grad for p in self.model.parameters())
         try:
             return {
-                name: self._activation(name, layer, self._checked(name, store, trains), store.grids)
+                name: self._activation(name, layer, self._whole(name, store, trains), store.grids)
                 for name, layer in self._names.items()
             }
         finally:
             store.clear()
+
+    def _whole(self, name: str, store: _Store, trains: bool) -> Tensor:
+        parts = [self._checked(key, store, trains) for key in self._parts.get(name, [name])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _checked(self, name: str, store: _Store, trains: bool) -> Tensor:
         """The one tensor that a layer gave."""
