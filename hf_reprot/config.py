@@ -106,6 +106,11 @@ class OTTransferConfig(TrainingArguments):
         teacher_model_init_kwargs: Keyword arguments for `from_pretrained` of a teacher given by name.
         teacher_dtype: Data type in which a teacher is loaded.
         teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
+
+    > Parameters that say what the data are
+
+        image_column, label_column: Columns of the raw images and of their labels; left out: found by name and type
+            (`hf_reprot.data.dataset_columns.find_columns`).
     """
 
     task_weight: float = _setting(1.0, "Weight of the student's own loss on the labels; 0 trains without labels.")
@@ -213,6 +218,15 @@ class OTTransferConfig(TrainingArguments):
     teacher_dtype: str | None = _setting(None, 'Data type in which a teacher is loaded, such as "bfloat16".')
     teacher_sharded: bool = _setting(
         False, "Spread each teacher's weights over all processes; every forward pass gathers them block by block."
+    )
+
+    image_column: str | None = _setting(
+        None, "Column of the images; left out: the one of type Image, usual names (image, img, jpg, ...) first."
+    )
+    label_column: str | None = _setting(
+        None,
+        "Column of the labels; left out: the first with a usual name (label, labels, class, target, fine_label, ...) "
+        "and a type of labels, or else the only one of type ClassLabel.",
     )
 
     # A list-valued field that a string may stand for, as in `layer_pairs="last"`.

@@ -21,9 +21,9 @@ from transformers import (
 from .cache.checks import cached_teachers, check_data, check_layers
 from .cache.collator import CachedCollator
 from .config import OTTransferConfig
-from .data.collator import AugmentationEpoch, ImageCollator
+from .data.collator import AugmentationEpoch
 from .data.columns import TEACHER_PREFIX, columns_of_student
-from .data.datasets import image_columns, is_transformed, leave_encoded
+from .data.datasets import is_transformed, leave_encoded
 from .data.preprocessing import Preprocessing
 from .data.tokens import TeacherTokenCollator, pad_token_of
 from .experimental.auto_layers import AutoLayers, AutoLayersMixin
@@ -40,6 +40,7 @@ from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
 from .training.checkpointing import CheckpointingMixin
 from .training.checks import check_batch_size, check_launch, check_pairs, settle_ot_weight
+from .training.collating import check_not_empty, check_prepared, collator_for_images, columns_in_words
 from .training.head import HeadMixin
 from .training.log_window import Meter
 from .training.non_finite import GradientGuard, NonFiniteWatch
@@ -135,8 +136,9 @@ class OTTransferTrainer(
         self._given_cost = learned_cost
         if model is not None:
             model = as_student(model)
+        check_not_empty(train_dataset=train_dataset, eval_dataset=eval_dataset)
         if data_collator is None:
-            data_collator = self._default_collator(processing_class, train_dataset, eval_dataset)
+            data_collator = self._default_collator(processing_class, args, model, train_dataset, eval_dataset, kwargs)
         super().__init__(
             model=model,
             args=args,
@@ -215,13 +217,16 @@ class OTTransferTrainer(
 
     # ---- data ----
 
-    def _default_collator(self, processing_class: Any, *datasets: Any) -> Any:
+    def _default_collator(self, processing_class: Any, args: OTTransferConfig, model: Any, train, evaluation, others):
         """What makes batches where the user does not say; None: what `Trainer` takes."""
         if isinstance(processing_class, BaseImageProcessor):
-            return _image_collator(processing_class, *datasets)
+            own_loss = others.get("compute_loss_func") is not None
+            return collator_for_images(processing_class, args, model, train, evaluation, own_loss=own_loss)
         if isinstance(processing_class, PreTrainedTokenizerBase):
             pad = pad_token_of(self.teachers[0].model) if self.teachers else 0
             return TeacherTokenCollator(DataCollatorWithPadding(processing_class), pad)
+        if processing_class is None:
+            check_prepared(args, train)
         return None
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -303,9 +308,10 @@ class OTTransferTrainer(
             return None, model(**{name: value for name, value in inputs.items() if name not in self.label_names})
         if not labels and not self.can_return_loss:
             raise ValueError(
-                f"task_weight is {self.args.task_weight} but the batch has no labels (columns: "
-                f"{', '.join(inputs)}; labels are looked for in: {', '.join(self.label_names)}). Give labels, or set "
-                "task_weight=0 to train on the teacher alone"
+                f"task_weight is {self.args.task_weight} but the batch has no labels (columns of the batch: "
+                f"{', '.join(inputs)}; labels are looked for in: {', '.join(self.label_names)}; the data set: "
+                f"{columns_in_words(self.train_dataset)}). Give labels, or set task_weight=0 to train on the teacher "
+                "alone"
             )
         return super().compute_loss(model, dict(inputs), return_outputs=True, num_items_in_batch=None)
 
@@ -328,16 +334,6 @@ class OTTransferTrainer(
         if "loss" in logs:
             logs.update(self._meter.pop(self.accelerator.gather))
         super().log(logs, start_time)
-
-
-def _image_collator(processor: BaseImageProcessor, *datasets: Any) -> ImageCollator | None:
-    """The collator for raw images; None where a data set brings `pixel_values` of its own."""
-    for dataset in datasets:
-        columns = image_columns(dataset)
-        if columns is not None:
-            image, label = columns
-            return ImageCollator(processor, image_column=image, label_column=label)
-    return None
 
 
 def _logits(outputs: Any, has_loss: bool) -> Tensor | None:

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import timm
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from ..config import OTTransferConfig
 from ..data.collator import ImageCollator
-from ..data.datasets import image_columns, label_names, load_image_dataset
+from ..data.dataset_columns import Columns, find_columns, image_columns
+from ..data.datasets import load_image_dataset
+from ..data.labels import REGRESSION, SINGLE, label_names, problem_of
 from ..models.head import linear_head
 from ..models.student import create_timm_student, load_student
 from ..trainer import OTTransferTrainer
+from ..training.collating import collator_for_images
 from ..utils.running import accuracy
 from .recipe_file import read_recipe_file
 
@@ -56,8 +60,6 @@ class Recipe:
     dataset_revision: str | None = _setting(None, "Revision of a data set from the Hub.")
     train_split: str = _setting("train", "Split to train on.")
     eval_split: str | None = _setting(None, "Split to evaluate on; default: validation or test, if there is one.")
-    image_column: str | None = _setting(None, "Column of the images; default: the one of type Image.")
-    label_column: str | None = _setting(None, "Column of the labels; default: the one of type ClassLabel.")
     max_train_samples: int | None = _setting(None, "Train on this many samples at most, drawn with the run's seed.")
     max_eval_samples: int | None = _setting(None, "Evaluate on this many samples at most.")
     fit_head: bool = _setting(
@@ -179,23 +181,23 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
         recipe.dataset,
         config=recipe.dataset_config,
         revision=recipe.dataset_revision,
-        image_column=recipe.image_column,
-        label_column=recipe.label_column,
+        image_column=config.image_column,
+        label_column=config.label_column,
     )
     if recipe.train_split not in data:
         raise ValueError(f"{recipe.dataset} has no split {recipe.train_split!r}: it has {', '.join(data)}")
     train = data[recipe.train_split]
     evaluation = _evaluation_split(data, recipe)
-    image, label = image_columns(train) or (None, None)
-    if image is None:
-        raise ValueError(f"{recipe.dataset} has no column of images: it has {', '.join(train.column_names)}")
-    names = label_names(train, label) if label is not None else None
+    found = find_columns(train)
+    if found is None:
+        raise ValueError(f"{recipe.dataset} has no raw images: it has {', '.join(train.column_names)}")
+    names = _class_names(train, found, recipe)
     if recipe.max_train_samples is not None and recipe.max_train_samples < len(train):
         train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))
     if evaluation is not None and recipe.max_eval_samples is not None and recipe.max_eval_samples < len(evaluation):
         evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
-    student, processor = _student_and_processor(recipe, names)
-    collator = ImageCollator(processor, augmentation=recipe.augmentation, image_column=image, label_column=label)
+    student, processor = _student_and_processor(recipe, names, problem_of(found))
+    collator = collator_for_images(processor, config, student, train, evaluation, augmentation=recipe.augmentation)
     return Prepared(student, processor, collator, train, evaluation, names)
 
 
@@ -212,8 +214,14 @@ def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer
         train_dataset=prepared.train,
         eval_dataset=prepared.evaluation,
         processing_class=prepared.processor,
-        compute_metrics=accuracy if prepared.names is not None else None,
+        compute_metrics=_metrics(prepared),
     )
+
+
+def _metrics(prepared: Prepared) -> Any:
+    """Accuracy where each sample has one class; the student's loss tells of the others."""
+    one_class = getattr(prepared.student.config, "problem_type", None) in (None, SINGLE)
+    return accuracy if prepared.names is not None and one_class else None
 
 
 def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
@@ -250,23 +258,44 @@ def _head_samples(data: Any, recipe: Recipe, seed: int) -> Any:
     return data.train_test_split(train_size=recipe.head_samples, stratify_by_column=label, seed=seed)["train"]
 
 
-def _student_and_processor(recipe: Recipe, names: Sequence[str] | None):
+def _class_names(train: Any, found: Columns, recipe: Recipe) -> list[str] | None:
+    """What the outputs of the student are called; None where the data do not tell, and the student has to."""
+    if found.label is None:
+        return None
+    if problem_of(found) == REGRESSION:
+        return [found.label]
+    try:
+        return label_names(train, found.label)
+    except ValueError:
+        if isinstance(train, Dataset) or _is_new(recipe.student):
+            raise
+        return None
+
+
+def _is_new(student: str) -> bool:
+    return "/" not in student and not Path(student).exists() and timm.is_model(student)
+
+
+def _student_and_processor(recipe: Recipe, names: Sequence[str] | None, problem: str | None):
     """The student of a recipe and its image processor.
 
     Raises:
         ValueError: neither a timm architecture nor a model on the Hub or on disk.
     """
     source = recipe.student
-    if "/" not in source and not Path(source).exists() and timm.is_model(source):
+    if _is_new(source):
         if names is None:
             raise ValueError("a new timm student needs labels, for the size of its head: the data set has none")
         model_args = _json_object("student_model_args", recipe.student_model_args or "{}")
         size = {} if recipe.image_size is None else {"input_size": [3, recipe.image_size, recipe.image_size]}
         student = create_timm_student(source, names, pretrained_cfg=size, **model_args)
+        student.config.problem_type = problem
         return student, _timm_processor(student)
     trust = recipe.trust_remote_code
     try:
-        student = load_student(source, names, from_scratch=recipe.student_from_scratch, trust_remote_code=trust)
+        options = {"problem_type": problem} if problem is not None else {}
+        scratch = recipe.student_from_scratch
+        student = load_student(source, names, from_scratch=scratch, trust_remote_code=trust, **options)
     except ValueError as error:
         near = difflib.get_close_matches(source.split("/")[-1], timm.list_models(), n=3)
         hint = f" (near: {', '.join(near)})" if near else ""

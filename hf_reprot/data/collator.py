@@ -14,6 +14,7 @@ from transformers import BaseImageProcessor, TrainerCallback
 from ..utils.messages import check_choice
 from .columns import TEACHER_PREFIX
 from .images import fingerprint, open_image, random_crop
+from .label_reader import LabelReader, is_missing
 from .preprocessing import takes_grey
 
 AUGMENTATIONS = ("none", "flip", "crop+flip")
@@ -35,9 +36,12 @@ class ImageCollator:
             with half of the area or more takes the place of the image.
         image_column: Column of the images: PIL images of any mode, encoded images ({"bytes", "path"}) or arrays.
         label_column: Column of the labels; None for a data set without.
+        read_labels: What makes a tensor of the labels (see `hf_reprot.data.labels.read_labels`); None: integers
+            and booleans are classes, other numbers those of a regression, lists one number for each output.
 
     Returns (when called with rows):
-        {"pixel_values": (batch, channels, height, width), "labels": (batch,)}; no "labels" where no row has one.
+        {"pixel_values": (batch, channels, height, width), "labels": (batch,) or (batch, outputs)}; no "labels" where no
+        row has one. Rows may be pairs (image, label), as torchvision's data sets have them.
         Columns that start with `teacher_` come along, stacked.
 
     Raises:
@@ -51,12 +55,14 @@ class ImageCollator:
         augmentation: str = "none",
         image_column: str = "image",
         label_column: str | None = "label",
+        read_labels: LabelReader | None = None,
     ):
         check_choice("augmentation", augmentation, AUGMENTATIONS)
         self.processor = processor
         self.augmentation = augmentation
         self.image_column = image_column
         self.label_column = label_column
+        self.read_labels = read_labels
         self.mode = "L" if takes_grey(processor) else "RGB"
         self._epoch: torch.Tensor | None = None
 
@@ -71,10 +77,12 @@ class ImageCollator:
         plain.augmentation = "none"
         return plain
 
-    def reading(self, image_column: str, label_column: str | None) -> ImageCollator:
+    def reading(
+        self, image_column: str, label_column: str | None, read_labels: LabelReader | None = None
+    ) -> ImageCollator:
         """The same for a data set with other columns."""
         other = copy.copy(self)
-        other.image_column, other.label_column = image_column, label_column
+        other.image_column, other.label_column, other.read_labels = image_column, label_column, read_labels
         return other
 
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
@@ -89,7 +97,8 @@ class ImageCollator:
         """What augmentation follows from; None before `set_epoch`."""
         return None if self._epoch is None else (int(self._epoch[1]), int(self._epoch[0]))
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, Any] | tuple[Any, Any]]) -> dict[str, Any]:
+        rows = [self._named(row) for row in rows]
         if self.augmentation != "none" and "teacher_pixel_values" in rows[0]:
             raise ValueError(
                 f"augmentation {self.augmentation!r} changes the student's images but not the column "
@@ -112,6 +121,11 @@ class ImageCollator:
                 batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rows])
         return batch
 
+    def _named(self, row: Mapping[str, Any] | tuple[Any, Any]) -> Mapping[str, Any]:
+        if not isinstance(row, tuple | list) or len(row) != 2:
+            return row
+        return {self.image_column: row[0]} | ({self.label_column: row[1]} if self.label_column is not None else {})
+
     def _image(self, row: Mapping[str, Any], position: int) -> PILImage.Image:
         if self.image_column not in row:
             raise ValueError(f"no column {self.image_column!r} of images: the rows have {', '.join(row)}")
@@ -133,8 +147,7 @@ class ImageCollator:
         if self.label_column is None:
             return None
         labels = [row.get(self.label_column) for row in rows]
-        # -1 stands for a label that `datasets` does not know
-        missing = [label is None or (isinstance(label, int) and label == -1) for label in labels]
+        missing = [is_missing(label) for label in labels]
         if all(missing):
             return None
         if any(missing):
@@ -142,12 +155,9 @@ class ImageCollator:
                 f"row {missing.index(True)} of the batch has no label, others have: label all rows or none"
             )
         try:
-            return torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"the labels in column {self.label_column!r} are no numbers ({labels[0]!r}, ...): cast the column to "
-                "datasets.ClassLabel, or load with load_image_dataset"
-            ) from error
+            return (self.read_labels or LabelReader.for_values(labels))(labels)
+        except ValueError as error:
+            raise ValueError(f"the labels in column {self.label_column!r} {error}") from error
 
     def _generator(self, image: PILImage.Image) -> torch.Generator | None:
         if self._epoch is None:

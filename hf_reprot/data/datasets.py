@@ -1,10 +1,10 @@
-"""Images and labels from the Hub, a folder or the embedded data set, and the collator that makes batches of them."""
+"""Images and labels from the Hub, a folder or the embedded data set."""
 
 from __future__ import annotations
 
-import difflib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +15,38 @@ from datasets import (
     DatasetDict,
     Features,
     Image,
-    IterableDataset,
-    Value,
     load_dataset,
     load_from_disk,
 )
 from PIL import Image as PILImage
 from torch.utils.data import Subset
 
-from .collator import AUGMENTATIONS, AugmentationEpoch, ImageCollator
+from .dataset_columns import (
+    LABEL_NAMES,
+    check_column,
+    features_of,
+    find_columns,
+    image_columns,
+    is_transformed,
+    label_kind,
+    table_of,
+)
 from .digits import NAME as DIGITS
 from .digits import load_digits_dataset
+from .labels import label_names
 
 __all__ = [
-    "AUGMENTATIONS",
-    "AugmentationEpoch",
-    "ImageCollator",
     "drawn_equally",
     "equal_shares",
     "image_columns",
     "is_transformed",
     "label_names",
     "leave_encoded",
-    "load_digits_dataset",
     "load_image_dataset",
 ]
 
-_IMAGE_NAMES = ("image", "img", "images")
-_LABEL_NAMES = ("label", "labels", "fine_label")
+logger = logging.getLogger(__name__)
+
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -90,50 +94,6 @@ def load_image_dataset(
     return _with_columns(data, source, image_column, label_column)
 
 
-def image_columns(dataset: Any) -> tuple[str, str | None] | None:
-    """The columns of images and labels, by their types.
-
-    Returns:
-        (images, labels), the latter None where there are none; None for a data set whose images are no raw ones: it has
-        `pixel_values`, a transform makes its columns, or it is not of the library `datasets`.
-    """
-    if isinstance(dataset, Mapping):
-        found = (image_columns(split) for split in dataset.values())
-        return next((columns for columns in found if columns is not None), None)
-    features = getattr(dataset, "features", None)
-    if not isinstance(dataset, Dataset | IterableDataset) or features is None or is_transformed(dataset):
-        return None
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if not images or "pixel_values" in features:
-        return None
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not labels:
-        labels = [n for n in _LABEL_NAMES if isinstance(features.get(n), Value) and "int" in features[n].dtype]
-    return _first(images, _IMAGE_NAMES), _first(labels, _LABEL_NAMES)
-
-
-def is_transformed(dataset: Any) -> bool:
-    """Whether a transform makes the columns of a data set when a row is read (`set_transform`, `with_transform`)."""
-    form = getattr(dataset, "format", None)
-    return isinstance(form, Mapping) and form.get("type") == "custom"
-
-
-def label_names(dataset: Dataset, column: str) -> list[str]:
-    """Names of the classes, in the order of their numbers.
-
-    Raises:
-        ValueError: no such column, or one whose classes are not known without names (floats, lists, ...).
-    """
-    _check_column(column, dataset.features, "the data set")
-    feature = dataset.features[column]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    if isinstance(feature, Value) and "int" in feature.dtype:
-        highest = max(dataset.unique(column), default=-1)
-        return [str(label) for label in range(highest + 1)]
-    raise ValueError(f"column {column!r} is of type {feature}, not of classes: cast it to datasets.ClassLabel")
-
-
 def equal_shares(labels: Sequence[Any], samples: int, seed: int = 0) -> list[int]:
     """Numbers of some rows, drawn so that every class has the same share; a class with fewer rows gives all it has.
 
@@ -167,13 +127,14 @@ def equal_shares(labels: Sequence[Any], samples: int, seed: int = 0) -> list[int
     return sorted(chosen[:samples])
 
 
-def drawn_equally(dataset: Any, samples: int, seed: int = 0) -> Any:
+def drawn_equally(dataset: Any, samples: int, seed: int = 0, label_column: str | None = None) -> Any:
     """Some labelled rows of a data set, equal shares of every class (see `equal_shares`).
 
     Args:
         dataset: A `datasets.Dataset` with a column of labels, or any data set of rows with "labels" or "label".
         samples: Rows at most.
         seed: Of the draw.
+        label_column: Column of the labels, where someone says it.
 
     Raises:
         ValueError: no labels, more than one a row, or a data set that is streamed.
@@ -181,8 +142,8 @@ def drawn_equally(dataset: Any, samples: int, seed: int = 0) -> Any:
     if not hasattr(dataset, "__len__"):
         raise ValueError("a streamed data set has no rows to choose from: take some of it first (data.take(n))")
     if isinstance(dataset, Dataset):
-        columns = image_columns(dataset)
-        column = columns[1] if columns is not None else _first([n for n in _LABEL_NAMES if n in dataset.features], ())
+        columns = image_columns(dataset, label_column=label_column)
+        column = columns[1] if columns is not None else next((n for n in LABEL_NAMES if n in dataset.features), None)
         if column is None:
             raise ValueError(
                 f"no column of labels to draw equal shares by: there are {', '.join(dataset.column_names)}"
@@ -200,8 +161,9 @@ def drawn_equally(dataset: Any, samples: int, seed: int = 0) -> Any:
 
 def leave_encoded(dataset: Any, column: str | None) -> Any:
     """The data set with encoded images, which `ImageCollator` decodes: it can then say which one is damaged."""
-    features = getattr(dataset, "features", None) or {}
-    if isinstance(features.get(column), Image) and not is_transformed(dataset):
+    feature = (getattr(dataset, "features", None) or {}).get(column)
+    # One with a mode is decoded by `datasets`, which knows it
+    if isinstance(feature, Image) and feature.mode is None and not is_transformed(dataset):
         return dataset.cast_column(column, Image(decode=False))
     return dataset
 
@@ -273,21 +235,23 @@ def _load(path: str, config: str | None, revision: str | None, title: str) -> Da
 
 
 def _with_columns(data: DatasetDict, source: str, image: str | None, label: str | None) -> DatasetDict:
-    features = next(iter(data.values())).features
+    features = features_of(next(iter(data.values()))) or {}
     for column in (image, label):
         if column is not None:
-            _check_column(column, features, source)
+            check_column(column, features, source)
     if image is not None and not isinstance(features[image], Image):
         data = _cast_images(data, image, source)
-    if label is not None and not isinstance(features[label], ClassLabel):
-        data = _cast_labels(data, label, source)
-    found = image_columns(data)
-    if image is None and found is None:
-        raise ValueError(f"{source} has no column of images: it has {', '.join(features)}. Name one with image_column")
+    found = find_columns(data, image, label)
+    if found is None:
+        raise ValueError(f"{source} has no column of images: it has {table_of(features)}. Name one with image_column")
+    if not isinstance(found.image_feature, Image):
+        data = _cast_images(data, found.image, source)
+    kind = label_kind(found.feature)
+    if kind in ("text", "bool") or (label is not None and kind == "integer"):
+        data = _cast_labels(data, found.label, source)
     if image is None and label is None:
         return data
-    chosen = [image or found[0], label or (found[1] if found is not None else None)]
-    chosen = [column for column in chosen if column is not None]
+    chosen = [column for column in (found.image, found.label) if column is not None]
     return DatasetDict({name: split.select_columns(chosen) for name, split in data.items()})
 
 
@@ -302,29 +266,16 @@ def _cast_labels(data: DatasetDict, column: str, source: str) -> DatasetDict:
     """Labels of any kind as classes, numbered alike in all splits."""
     values: set = set()
     for split in data.values():
-        feature = split.features.get(column)
-        if not isinstance(feature, Value) or "float" in feature.dtype:
-            raise ValueError(f"column {column!r} of {source} is of type {feature}, which names no classes")
         values |= set(split.unique(column))
     values.discard(None)
     ordered = sorted(values)
     numbers = {value: i for i, value in enumerate(ordered)}
     number: Callable = lambda row: {column: numbers.get(row[column])}  # noqa: E731
     classes = ClassLabel(names=[str(value) for value in ordered])
+    logger.info("The labels in column %r of %s become classes in this order: %s", column, source, classes.names)
     return DatasetDict(
         {
             name: split.map(number, features=Features(dict(split.features) | {column: classes}))
             for name, split in data.items()
         }
     )
-
-
-def _check_column(column: str, features: Mapping[str, Any], title: str) -> None:
-    if column not in features:
-        near = difflib.get_close_matches(column, list(features), n=1)
-        hint = f". Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{title} has no column {column!r}: it has {', '.join(features)}{hint}")
-
-
-def _first(names: Sequence[str], preferred: Sequence[str]) -> str | None:
-    return next((name for name in preferred if name in names), names[0] if names else None)

@@ -72,7 +72,7 @@ class Preprocessing:
 
     @classmethod
     def size_of(cls, model: nn.Module) -> Preprocessing | None:
-        """The image size that a model tells, and nothing of a normalisation: what it was made for is not what was done."""
+        """The image size that a model tells, and no normalisation: what it was made for is not what was done."""
         told = _of_model(model)
         return cls(size=told.size) if told is not None and told.size is not None else None
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..data.collator import ImageCollator
 from ..data.columns import columns_of_student
-from ..data.datasets import drawn_equally, image_columns
+from ..data.dataset_columns import features_of, find_columns
+from ..data.datasets import drawn_equally
+from ..data.labels import read_labels
 from ..models.head import HeadFit, fit_head, linear_head
-from ..models.modules import some
+from ..models.modules import class_names, some
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class HeadMixin:
         dataset = self.train_dataset if dataset is None else dataset
         whole = dataset
         if samples is not None:
-            dataset = drawn_equally(dataset, samples, self.args.seed)
+            dataset = drawn_equally(dataset, samples, self.args.seed, self._columns_said(dataset)[1])
         with self.reading_columns_of(dataset):
             loader = self.get_eval_dataloader(dataset)
             with self.compute_loss_context_manager():
@@ -89,14 +91,23 @@ class HeadMixin:
     def reading_columns_of(self, dataset: Any) -> Iterator[None]:
         """Inside, batches are made by the columns of this data set: the collator was made for the first one."""
         collator, known = self.data_collator, self._signature_columns
-        found = image_columns(dataset)
-        if found is not None and isinstance(collator, ImageCollator) and found != collator.input_columns:
-            self.data_collator = collator.reading(*found)
+        found = find_columns(dataset, *self._columns_said(dataset)) if isinstance(collator, ImageCollator) else None
+        if found is not None and (found.image, found.label) != collator.input_columns:
+            student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            reader = read_labels(found, dataset, student, class_names(student)) if found.label is not None else None
+            self.data_collator = collator.reading(found.image, found.label, reader)
             self._signature_columns = None  # which columns are kept follows from the collator
         try:
             yield
         finally:
             self.data_collator, self._signature_columns = collator, known
+
+    def _columns_said(self, dataset: Any) -> tuple[str | None, str | None]:
+        """The columns of images and labels that someone chose, or that were found for training, where they exist."""
+        found = getattr(self.data_collator, "input_columns", (None, None))
+        said = (self.args.image_column or found[0], self.args.label_column or found[1])
+        features = features_of(dataset) or {}
+        return tuple(column if column in features else None for column in said)
 
     def _labelled_batches(self, loader: Any) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for batch in loader:

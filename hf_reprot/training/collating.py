@@ -1,0 +1,107 @@
+"""What makes batches of a data set of raw images where the user does not say: columns found, labels understood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+from transformers import BaseImageProcessor
+
+from ..config import OTTransferConfig
+from ..data.collator import ImageCollator
+from ..data.dataset_columns import Columns, features_of, find_columns, is_transformed, table_of
+from ..data.labels import read_labels
+from ..models.modules import class_name, class_names
+
+# Students whose labels are no classes: their images and targets go through a processor together.
+_DENSE = ("Segmentation", "ObjectDetection", "DepthEstimation")
+
+
+def collator_for_images(
+    processor: BaseImageProcessor,
+    args: OTTransferConfig,
+    student: Any,
+    train: Any,
+    evaluation: Any,
+    *,
+    own_loss: bool = False,
+    augmentation: str = "none",
+) -> ImageCollator | None:
+    """The collator for raw images; None where a data set brings `pixel_values` of its own.
+
+    Args:
+        processor: The student's image processor.
+        args: Names the columns, and says whether labels are needed.
+        student: The student; None where it is made later.
+        train, evaluation: The data sets, the latter one or a mapping of several.
+        own_loss: Whether the user computes the loss.
+        augmentation: As in `ImageCollator`.
+
+    Raises:
+        ValueError: columns that do not exist, labels that do not fit the student, none where the loss needs them.
+    """
+    found = None
+    for dataset in (train, evaluation):
+        found = find_columns(dataset, args.image_column, args.label_column) if dataset is not None else None
+        if found is not None:
+            break
+    if found is None:
+        return None
+    columns = {"augmentation": augmentation, "image_column": found.image, "label_column": found.label}
+    needed = args.task_weight > 0 and not own_loss and train is not None
+    if needed:
+        _check_label(found, student, args.task_weight)
+    reader = None
+    if found.label is not None:
+        try:
+            names = class_names(student) if student is not None else None
+            reader = read_labels(found, dataset, student, names)
+        except ValueError:
+            if needed or args.label_column is not None:
+                raise
+            columns["label_column"] = None  # labels that no term needs
+    return ImageCollator(processor, **columns, read_labels=reader)
+
+
+def check_prepared(args: OTTransferConfig, *datasets: Any) -> None:
+    """Refuses raw images that nothing makes `pixel_values` of."""
+    for dataset in datasets:
+        if not isinstance(dataset, Dataset) or is_transformed(dataset):
+            continue
+        found = find_columns(dataset, args.image_column, args.label_column)
+        if found is not None:
+            raise ValueError(
+                f"the data set holds raw images (column {found.image!r}; all: {found.table}), and nothing makes "
+                "pixel_values of them: give the student's image processor as processing_class, such as "
+                "AutoImageProcessor.from_pretrained(...), or TimmWrapperImageProcessor(student.config.pretrained_cfg)"
+            )
+
+
+def check_not_empty(**datasets: Any) -> None:
+    """Refuses data sets without a row."""
+    for name, dataset in datasets.items():
+        splits = dataset if isinstance(dataset, Mapping) else {"": dataset}
+        for split, data in splits.items():
+            if hasattr(data, "__len__") and len(data) == 0:
+                raise ValueError(f"{name}{f' {split!r}' if split else ''} is empty: it has no row")
+
+
+def columns_in_words(dataset: Any) -> str:
+    """The columns of a data set with their types, where they are known."""
+    features = features_of(dataset)
+    return "not known" if features is None else table_of(features)
+
+
+def _check_label(found: Columns, student: Any, weight: float) -> None:
+    name = class_name(student) if student is not None else ""
+    if any(part in name for part in _DENSE):
+        raise ValueError(
+            f"{name} learns from masks or boxes, which its own processor has to make of the columns: {found.table}. "
+            "Give a data_collator that does, or set task_weight=0 to train on the teacher alone"
+        )
+    if found.label is None:
+        raise ValueError(
+            f"task_weight is {weight} but the data set has no labels: {found.reason}. Its columns: {found.table}. Set "
+            "label_column, or set task_weight=0 to train on the teacher alone"
+        )
