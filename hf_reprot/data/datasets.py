@@ -16,9 +16,7 @@ from datasets import (
     Features,
     Image,
     load_dataset,
-    load_from_disk,
 )
-from PIL import Image as PILImage
 from torch.utils.data import Subset
 
 from .dataset_columns import (
@@ -33,6 +31,7 @@ from .dataset_columns import (
 )
 from .digits import NAME as DIGITS
 from .digits import load_digits_dataset
+from .folders import TABLES, load_folder, load_tables
 from .labels import label_names
 
 __all__ = [
@@ -47,15 +46,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-}
-_SPLITS |= {"dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
-
 
 def load_image_dataset(
     source: str | os.PathLike,
@@ -69,7 +59,9 @@ def load_image_dataset(
 
     Args:
         source: "digits" (embedded, nothing to download); a folder of images with a subfolder a class, or with
-            subfolders "train", "validation", "test" of such; a folder that `save_to_disk` wrote; a hub id.
+            subfolders "train", "validation", "test" of such; a folder that `save_to_disk` wrote; a hub id. Also a table
+            (.csv, .tsv, .jsonl, .parquet) with images or paths of images, or a folder with such (train.csv, test.csv,
+            metadata.csv as `imagefolder` has it), which then goes before the names of subfolders.
         config: Configuration of a data set from the Hub.
         revision: Revision of a data set from the Hub.
         image_column: Column of the images; None: the one of type Image.
@@ -85,12 +77,20 @@ def load_image_dataset(
     folder = Path(source).expanduser()
     if source == DIGITS:
         data = load_digits_dataset()
-    elif folder.is_dir():
-        data = _load_folder(folder)
+    elif folder.is_dir() or (folder.is_file() and folder.suffix.lower() in TABLES):
+        data = load_folder(folder) if folder.is_dir() else load_tables([folder])
+        if data is None:
+            data = _load(str(folder), None, None, f"{str(folder)!r} holds no images, and")
+        for split in data.values():
+            if not split.info.dataset_name or folder.is_file():
+                split.info.dataset_name = folder.stem if folder.is_file() else folder.resolve().name
     elif folder.is_absolute() or source.startswith((".", "~")):
         raise ValueError(f"there is no folder {source!r} to load images from")
     else:
         data = _load_from_hub(source, config, revision)
+    empty = [name for name, split in data.items() if hasattr(split, "__len__") and not len(split)]
+    if len(empty) == len(data):
+        raise ValueError(f"{source} is empty: its splits ({', '.join(empty)}) have no row")
     return _with_columns(data, source, image_column, label_column)
 
 
@@ -166,52 +166,6 @@ def leave_encoded(dataset: Any, column: str | None) -> Any:
     if isinstance(feature, Image) and feature.mode is None and not is_transformed(dataset):
         return dataset.cast_column(column, Image(decode=False))
     return dataset
-
-
-def _load_folder(folder: Path) -> DatasetDict:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        data = load_from_disk(str(folder))
-        return data if isinstance(data, DatasetDict) else DatasetDict({"train": data})
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if names and all(name.lower() in _SPLITS for name in names):
-        folders = {name: folder / name for name in names}
-    else:
-        folders = {"train": folder}
-    files = {name: _image_files(path) for name, path in folders.items()}
-    if not any(files.values()):
-        return _load(str(folder), None, None, f"the folder {str(folder)!r} holds no images, and")
-    classes = sorted({label for found in files.values() for _, label in found if label is not None})
-    splits: dict[str, list] = {}
-    for name, found in files.items():
-        splits.setdefault(_SPLITS[name.lower()], []).extend(found)
-    return DatasetDict({name: _folder_split(found, classes, folder) for name, found in splits.items()})
-
-
-def _image_files(folder: Path) -> list[tuple[Path, str | None]]:
-    """(file, class) of every image: the class is the subfolder that it lies in, however deep."""
-    PILImage.init()
-    endings = PILImage.registered_extensions()
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.suffix.lower() in endings and path.is_file() and not any(part.startswith(".") for part in parts):
-            found.append((path, parts[0] if len(parts) > 1 else None))
-    return found
-
-
-def _folder_split(found: Sequence[tuple[Path, str | None]], classes: Sequence[str], folder: Path) -> Dataset:
-    outside = [path for path, label in found if label is None]
-    if classes and outside:
-        raise ValueError(
-            f"{outside[0]} lies beside the folders of classes of {folder}: put it into one, or take it away"
-        )
-    columns: dict[str, list] = {"image": [str(path) for path, _ in found]}
-    features = {"image": Image()}
-    if classes:
-        numbers = {name: i for i, name in enumerate(classes)}
-        columns["label"] = [numbers[label] for _, label in found]
-        features["label"] = ClassLabel(names=list(classes))
-    return Dataset.from_dict(columns, features=Features(features))
 
 
 def _load_from_hub(source: str, config: str | None, revision: str | None) -> DatasetDict:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Image as ImageFeature
-from PIL import Image
+from datasets.utils.file_utils import xopen
+from PIL import Image, ImageOps
 
-_DECODER = ImageFeature()
+# Formats of pixels: a file of another format, whatever its ending, is never opened (PIL runs Ghostscript for EPS).
+RASTER = ("BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA", "ICO")
 _CROP_AREA, _CROP_SHAPE = 0.5, 4 / 3  # the least share of the area; the greatest change of width by height
 
 
@@ -22,16 +24,16 @@ def open_image(value: Any, mode: str = "RGB") -> Image.Image:
     taken as [0, 1] where nothing lies above 1, else as [0, 255].
 
     Args:
-        value: A PIL image; an encoded image as `datasets` keeps it ({"bytes", "path"}); an array or tensor (height,
-            width), (height, width, channels) or (channels, height, width).
+        value: A PIL image; an encoded image as `datasets` keeps it ({"bytes", "path"}) or its bytes; an array or tensor
+            (height, width), (height, width, channels) or (channels, height, width).
         mode: The mode of the result.
 
     Raises:
         ValueError: not an image, or one that cannot be decoded.
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | bytes):
         try:
-            value = _DECODER.decode_example(dict(value))
+            value = _decoded(value)
         except Exception as error:  # truncated, damaged, gone, not an image, too large
             raise ValueError(f"cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})") from error
     if isinstance(value, torch.Tensor | np.ndarray):
@@ -63,6 +65,27 @@ def random_crop(image: Image.Image, generator: torch.Generator | None = None) ->
 def fingerprint(image: Image.Image) -> int:
     """A number that follows from the pixels."""
     return zlib.crc32(image.tobytes()) ^ (image.width << 32) ^ (image.height << 48)
+
+
+def raster_endings() -> set[str]:
+    """The endings of files that are taken for images, such as ".png"."""
+    Image.init()
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in RASTER}
+
+
+def _decoded(value: Mapping[str, Any] | bytes) -> Image.Image:
+    """An encoded image, turned as its camera says."""
+    data = value if isinstance(value, bytes) else value.get("bytes")
+    if data is None:
+        path = value.get("path")
+        if path is None:
+            raise ValueError("neither bytes nor a path")
+        with xopen(str(path), "rb") as file:  # a local file, or one of the Hub in a stream
+            data = file.read()
+    Image.init()
+    image = Image.open(io.BytesIO(data), formats=[kind for kind in RASTER if kind in Image.OPEN])
+    image.load()
+    return ImageOps.exif_transpose(image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
