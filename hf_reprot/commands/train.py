@@ -229,7 +229,7 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
     trainer = build_trainer(recipe, config)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     if recipe.fit_head:
-        trainer.fit_head(_head_samples(trainer.train_dataset, recipe, config.seed))
+        _fit_head(trainer, recipe)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if metrics:
         trainer.log_metrics("eval", metrics)
@@ -251,11 +251,14 @@ def _check_head(recipe: Recipe, prepared: Prepared) -> None:
             raise ValueError(f"fit_head needs labels, and {recipe.dataset} has none")
 
 
-def _head_samples(data: Any, recipe: Recipe, seed: int) -> Any:
-    if recipe.head_samples is None or recipe.head_samples >= len(data):
-        return data
-    _, label = image_columns(data)
-    return data.train_test_split(train_size=recipe.head_samples, stratify_by_column=label, seed=seed)["train"]
+def _fit_head(trainer: OTTransferTrainer, recipe: Recipe) -> None:
+    """Fits the head; what was trained is saved before, and is not lost with a head that cannot be fitted."""
+    trainer.save_model()
+    try:
+        trainer.fit_head(samples=recipe.head_samples)
+    except ValueError as error:
+        folder = trainer.args.output_dir
+        raise ValueError(f"{error}. The trained student is safe in {folder}, without a fitted head") from error
 
 
 def _class_names(train: Any, found: Columns, recipe: Recipe) -> list[str] | None:

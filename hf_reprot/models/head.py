@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..features.architecture import head_paths
 from ..features.paths import core
 from .modules import class_count, class_names, some
-from .regression import Linear, fit_linear, mean_loss, standardiser
+from .regression import Linear, best_constant, fit_linear, mean_loss, standardiser
 from .student import evaluating
 
 __all__ = ["HeadFit", "cross_validated", "fit_head", "linear_head", "task_form", "write_head"]
@@ -21,6 +21,7 @@ __all__ = ["HeadFit", "cross_validated", "fit_head", "linear_head", "task_form",
 # Inverse strengths of the penalty that are tried, and how many samples are enough to choose among them.
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _FOLDS, _TRIED_ON = 5, 5000
+_UNTOLD = 1.0  # the strength where cross-validation cannot tell
 _NEVER = 10.0  # how far below the others' mean a class without a sample answers
 _UNLABELLED = -100  # what losses ignore
 
@@ -330,22 +331,28 @@ def cross_validated(
         bias: Whether the regression has one.
 
     Returns:
-        (strength, accuracy or None, root mean squared error or None); strength 1 where nothing can be left out.
+        (strength, accuracy or None, root mean squared error or None); strength 1 where nothing can be left out, and
+        where no strength does better on what is left out than the frequencies of the classes.
     """
     if len(features) > _TRIED_ON:
         few = np.random.default_rng(0).permutation(len(features))[:_TRIED_ON]
         features, targets = features[few], targets[few]
     parts = _folds(targets, form)
     if not parts:
-        return 1.0, None, None
-    answers = {strength: np.full(targets.shape, np.nan) for strength in STRENGTHS}
+        return _UNTOLD, None, None
+    answers = {strength: np.full(targets.shape, np.nan) for strength in {*STRENGTHS, _UNTOLD}}
     for out in parts:
         kept = np.setdiff1d(np.arange(len(targets)), out)
-        heads = _fitted(features[kept], targets[kept], form, STRENGTHS, bias)
-        for strength, head in zip(STRENGTHS, heads, strict=True):
+        strengths = sorted(answers)
+        heads = _fitted(features[kept], targets[kept], form, strengths, bias)
+        for strength, head in zip(strengths, heads, strict=True):
             answers[strength][out] = head(features[out])
     out = np.concatenate(parts)
-    best = min(STRENGTHS, key=lambda strength: mean_loss(answers[strength][out], targets[out], _LOSSES[form]))
+    losses = {strength: mean_loss(answers[strength][out], targets[out], _LOSSES[form]) for strength in STRENGTHS}
+    best = min(STRENGTHS, key=lambda strength: losses[strength])
+    constant = np.tile(best_constant(targets[out], _LOSSES[form], bias), (len(out), 1))
+    if losses[best] >= mean_loss(constant, targets[out], _LOSSES[form]):
+        best = _UNTOLD  # no feature helped: the least of all weights would win by saying nothing
     found, wanted = answers[best][out], targets[out]
     if form == VALUES:
         return best, None, float(np.sqrt(np.nanmean((found - wanted) ** 2)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..utils.messages import check_choice
 
-__all__ = ["LOSSES", "Linear", "fit_linear", "mean_loss", "objective", "standardiser"]
+__all__ = ["LOSSES", "Linear", "best_constant", "fit_linear", "mean_loss", "objective", "standardiser"]
 
 LOSSES = ("softmax", "bernoulli", "squared")
 # A neuron that hardly moves on a few samples may move on others: no deviation counts for less than this share.
@@ -70,7 +70,9 @@ def mean_loss(scores: np.ndarray, targets: np.ndarray, loss: str) -> float:
 def fit_linear(
     features: np.ndarray, targets: np.ndarray, loss: str, strengths: Sequence[float], *, bias: bool = True
 ) -> list[Linear]:
-    """Minimises the objective to 1e-3 of its value: L-BFGS on the principal axes, until a bound says so.
+    """Minimises the objective to 1e-3 of its value, and of what the features are worth.
+
+    L-BFGS on the principal axes, until a bound says so.
 
     The objective is strongly convex in the weights, so that |gradient|^2 / (2 curvature) bounds what is left to gain.
     (scikit-learn's LogisticRegression stops by the size of the gradient alone: under a weak penalty that is early.)
@@ -114,11 +116,12 @@ def _descend(
     # Steps of equal length along axes of equal curvature: exact for squared error, near for the others.
     stretch = 1 / np.sqrt(_CURVATURE[loss] * sizes**2 / samples + penalty)
     evaluate = _LOSSES[loss]
+    flat = evaluate(np.tile(best_constant(targets, loss, bias), (samples, 1)), targets)[0]
     left = {"gain": np.inf, "value": np.inf}
 
-    def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weight = flat[: outputs * width].reshape(outputs, width) * stretch
-        value, pull = evaluate(table @ weight.T + (flat[outputs * width :] if bias else 0.0), targets)
+    def value_and_gradient(at: np.ndarray) -> tuple[float, np.ndarray]:
+        weight = at[: outputs * width].reshape(outputs, width) * stretch
+        value, pull = evaluate(table @ weight.T + (at[outputs * width :] if bias else 0.0), targets)
         gradient = pull.T @ table + penalty * weight
         value += penalty / 2 * float((weight**2).sum())
         lift = pull.sum(0) if bias else np.zeros(0)
@@ -128,7 +131,8 @@ def _descend(
         return value, np.concatenate([(gradient * stretch).ravel(), lift])
 
     def stop_where_done(intermediate_result: Any) -> None:
-        if left["gain"] <= _TOLERANCE * left["value"]:
+        # Under a strong penalty the weights gain next to nothing over none at all, and still give the answers.
+        if left["gain"] <= _TOLERANCE * min(left["value"], max(flat - left["value"], 0.0)):
             raise StopIteration
 
     begin = np.zeros(outputs * width + (outputs if bias else 0))
@@ -149,6 +153,18 @@ def _principal_axes(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return axes.T, sizes
     squares, axes = np.linalg.eigh(features.T @ features)
     return axes, np.sqrt(np.maximum(squares, 0.0))
+
+
+def best_constant(targets: np.ndarray, loss: str, bias: bool) -> np.ndarray:
+    """The scores (k,) that are best without any feature."""
+    if not bias:
+        return np.zeros(targets.shape[1])
+    known = ~np.isnan(targets)
+    share = np.where(known, targets, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    if loss == "squared":
+        return share
+    share = np.clip(share, 1e-12, 1 - 1e-12)
+    return np.log(share) if loss == "softmax" else np.log(share) - np.log1p(-share)
 
 
 def _softmax(scores: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
