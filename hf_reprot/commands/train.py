@@ -23,7 +23,7 @@ from ..data.labels import REGRESSION, SINGLE, label_names, problem_of
 from ..models.head import linear_head
 from ..models.student import create_timm_student, load_student
 from ..trainer import OTTransferTrainer
-from ..training.collating import collator_for_images
+from ..training.collating import check_label, collator_for_images
 from ..utils.running import accuracy
 from .recipe_file import read_recipe_file
 
@@ -188,9 +188,11 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
         raise ValueError(f"{recipe.dataset} has no split {recipe.train_split!r}: it has {', '.join(data)}")
     train = data[recipe.train_split]
     evaluation = _evaluation_split(data, recipe)
-    found = find_columns(train)
+    found = find_columns(train, config.image_column, config.label_column)
     if found is None:
         raise ValueError(f"{recipe.dataset} has no raw images: it has {', '.join(train.column_names)}")
+    if config.task_weight > 0:
+        check_label(found, None, config.task_weight)
     names = _class_names(train, found, recipe)
     if recipe.max_train_samples is not None and recipe.max_train_samples < len(train):
         train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))

@@ -51,7 +51,7 @@ def collator_for_images(
     columns = {"augmentation": augmentation, "image_column": found.image, "label_column": found.label}
     needed = args.task_weight > 0 and not own_loss and train is not None
     if needed:
-        _check_label(found, student, args.task_weight)
+        check_label(found, student, args.task_weight)
     reader = None
     if found.label is not None:
         try:
@@ -93,7 +93,12 @@ def columns_in_words(dataset: Any) -> str:
     return "not known" if features is None else table_of(features)
 
 
-def _check_label(found: Columns, student: Any, weight: float) -> None:
+def check_label(found: Columns, student: Any, weight: float) -> None:
+    """Refuses data without a column of labels, and students whose labels no column can hold.
+
+    Raises:
+        ValueError: with all columns and their types, and the setting that decides.
+    """
     name = class_name(student) if student is not None else ""
     if any(part in name for part in _DENSE):
         raise ValueError(
