@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from ..config import OTTransferConfig
 from ..data.collator import ImageCollator
-from ..data.dataset_columns import Columns, find_columns, image_columns
+from ..data.dataset_columns import Columns, find_columns
 from ..data.datasets import load_image_dataset
 from ..data.labels import REGRESSION, SINGLE, label_names, problem_of
 from ..models.head import linear_head
