@@ -80,8 +80,9 @@ def timm_families() -> dict[str, str]:
     for family in sorted(found, key=lambda family: min(map(_rank, found[family]))):
         module = family.partition("/")[0]
         order[family], seen[module] = seen[module], seen[module] + 1
-    # The first of every file of timm comes first: a sweep that is stopped has seen some of each.
-    return {family: min(found[family], key=_rank) for family in sorted(found, key=lambda family: order[family])}
+    # One of each of timm's files comes first, then the smallest: a sweep that is stopped has seen some of each.
+    smallest = {family: min(names, key=_rank) for family, names in found.items()}
+    return dict(sorted(smallest.items(), key=lambda entry: (min(order[entry[0]], 1), _rank(entry[1]))))
 
 
 def _rank(name: str) -> tuple[int, int, int]:
@@ -108,10 +109,9 @@ def tiny_config(cls: type) -> Any:
     """The class's own default, a transformer's sizes made small; those of networks with stages are small enough."""
     config = cls.config_class()
     for part in (config, getattr(config, "vision_config", None), getattr(config, "text_config", None)):
-        staged = hasattr(part, "hidden_sizes") or hasattr(part, "depths")
+        if hasattr(part, "hidden_sizes") or hasattr(part, "depths"):
+            continue  # a network with stages
         for name, value in _TINY.items():
-            if staged and name not in ("image_size", "num_labels"):
-                continue
             old = getattr(part, name, None)
             if isinstance(old, int) and not isinstance(old, bool):
                 setattr(part, name, value)
@@ -129,11 +129,11 @@ def make(family: str, name: str) -> Iterator[tuple[nn.Module, Tensor]]:
         config = tiny_config(cls)
         with torch.device("meta"):
             refuse_large(cls(config))
-        model = cls(config)
         vision = getattr(config, "vision_config", config)
         own = getattr(vision, "image_size", 64)
-        for side in dict.fromkeys((own if isinstance(own, int) else own[0], 64, 224)):
-            yield model, torch.randn(2, getattr(vision, "num_channels", 3), side, side)
+        for side in dict.fromkeys((64, own if isinstance(own, int) else own[0], 224, 256)):
+            # Anew for each size: Swin makes its windows smaller for good when it sees a small image.
+            yield cls(config), torch.randn(2, getattr(vision, "num_channels", 3), side, side)
         return
     with torch.device("meta"):
         refuse_large(timm.create_model(name))
@@ -152,7 +152,7 @@ def refuse_large(model: nn.Module) -> None:
     """Raises for a model above the bound."""
     count = sum(p.numel() for p in model.parameters())
     if count > LARGEST:
-        raise OverflowError(f"smallest has {count / 1e6:.0f} M parameters")
+        raise OverflowError(f"the smallest has {count / 1e6:.0f} M parameters")
 
 
 def recorded(model: nn.Module, layers: list[str], images: Tensor) -> tuple[dict[str, Activation], Any]:
@@ -180,10 +180,13 @@ def before_head(model: nn.Module, images: Tensor, output: Any, last: Tensor) -> 
 
 
 def noise_only_before_head(model: nn.Module) -> nn.Module:
-    """Training mode for dropout alone: no batch statistics, no dropped paths, no dropout inside of blocks."""
+    """Training mode for a head's dropout alone: no batch statistics, no dropped paths, no dropout of the body."""
     model.train()
-    for module in model.modules():
-        if "Norm" in type(module).__name__ or "DropPath" in type(module).__name__:
+    last, body = last_layer(model, "all"), True
+    for path, module in model.named_modules():
+        body = body and not path.startswith(last)
+        kind = type(module).__name__
+        if "Norm" in kind or "DropPath" in kind or (body and isinstance(module, nn.Dropout)):
             module.eval()
     return model
 
@@ -256,9 +259,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{sum(row['family'].startswith('transformers/') for row in good)} of transformers.",
         "",
         '"Last" is the layer that `layer_pairs="last"` takes. "Head\'s input": it is what the head is given in '
-        "evaluation (timm's `pre_logits`; in transformers, the head applied to it gives the logits; without a head, the "
-        'pooled output). "No noise": the same in training with a dropout of 0.5 in front of the head. "Stages": how '
-        'many `layer_pairs="stages"` takes. "Positions": the grid of `ot_positions="all"` at the image size given.',
+        "evaluation (timm's `pre_logits`; in transformers, the head applied to it gives the logits; without a head, "
+        'the pooled output). "No noise": the same in training with a dropout of 0.5 in front of the head. "Stages": '
+        'how many `layer_pairs="stages"` takes. "Positions": the grid of `ot_positions="all"` at the image size given.',
+        "",
+        "Noise that is left comes from the body: `cpubone` drops in its last stage by default, `ViTMAEModel` draws masks.",
         "",
         "| model | M parameters | side | last | neurons | head's input | no noise | stages | positions | shared |",
         "|---|--:|--:|---|--:|---|---|---|---|---|",
@@ -282,18 +287,20 @@ def main() -> None:
     torch.set_num_threads(1)
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    done, end = {row["family"] for row in rows}, time.monotonic() + 60 * args.minutes
+    rows = list({row["family"]: row for row in rows}.values())
+    done = {row["family"] for row in rows if "OverflowError" in row.get("error", "OverflowError")}
+    end = time.monotonic() + 60 * args.minutes
     wanted = {family: cls.__name__ for family, cls in transformers_classes().items()} | timm_families()
     for i, (family, name) in enumerate(wanted.items()):
         if family in done or time.monotonic() > end:
             continue
+        rows = [row for row in rows if row["family"] != family]  # an error is tried again
         rows.append(study(family, name))
         with args.rows.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(f"{i + 1}/{len(wanted)}", json.dumps(rows[-1]), flush=True)
-    args.page.write_text(
-        table(sorted(rows, key=lambda row: (not row["family"].startswith("transformers/"), row["family"])))
-    )
+    rows.sort(key=lambda row: (not row["family"].startswith("transformers/"), row["family"]))
+    args.page.write_text(table(rows))
 
 
 if __name__ == "__main__":
