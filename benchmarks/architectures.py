@@ -263,7 +263,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         'the pooled output). "No noise": the same in training with a dropout of 0.5 in front of the head. "Stages": '
         'how many `layer_pairs="stages"` takes. "Positions": the grid of `ot_positions="all"` at the image size given.',
         "",
-        "Noise that is left comes from the body: `cpubone` drops in its last stage by default, `ViTMAEModel` draws masks.",
+        "Noise that is left comes from the body: `cpubone` drops in its last stage by default, `ViTMAEModel` draws "
+        "masks.",
         "",
         "| model | M parameters | side | last | neurons | head's input | no noise | stages | positions | shared |",
         "|---|--:|--:|---|--:|---|---|---|---|---|",
