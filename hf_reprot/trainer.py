@@ -40,9 +40,11 @@ from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
 from .training.checkpointing import CheckpointingMixin
 from .training.checks import check_batch_size, check_launch, check_pairs, settle_ot_weight
+from .training.classes import ClassesMixin
 from .training.collating import check_not_empty, check_prepared, collator_for_images, columns_in_words
 from .training.head import HeadMixin
 from .training.log_window import Meter
+from .training.logit_term import class_notes
 from .training.non_finite import GradientGuard, NonFiniteWatch
 from .training.objective import TransferObjective
 from .training.publishing import PublishingMixin
@@ -50,7 +52,14 @@ from .training.teachers import load_teachers, pairs_of_teachers
 
 
 class OTTransferTrainer(
-    AutoLayersMixin, LearnedCostMixin, CompanionsMixin, CheckpointingMixin, PublishingMixin, HeadMixin, Trainer
+    AutoLayersMixin,
+    LearnedCostMixin,
+    CompanionsMixin,
+    CheckpointingMixin,
+    PublishingMixin,
+    HeadMixin,
+    ClassesMixin,
+    Trainer,
 ):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
 
@@ -174,6 +183,7 @@ class OTTransferTrainer(
         if args.task_weight > 0 or args.kd_weight > 0:
             check_head(student)
         self._still = still_modules(student)
+        self._settle_classes(student)
         settle_ot_weight(args, student, self.teachers)
         for teacher in self.teachers:
             teacher.check_frozen()
@@ -195,6 +205,9 @@ class OTTransferTrainer(
         self.transfer = TransferObjective(
             student, self.teachers, pairs, args, self.preprocessing, heads=head_paths(student), layers=layers
         )
+        if args.kd_weight > 0:
+            for note in class_notes(student, self.teachers):
+                self._note(note)
         self._watch.names = self.transfer.pair_names()
         widths = [] if sharded else check_pairs(student, self.transfer, args.device)
         with torch.random.fork_rng():  # the order of the data does not depend on which losses have modules
@@ -243,27 +256,39 @@ class OTTransferTrainer(
         dataset = super()._remove_unused_columns(dataset, description)
         return leave_encoded(dataset, getattr(self.data_collator, "input_columns", (None,))[0])
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; labels that the student's loss cannot take are refused."""
+        with self._collating(training=True):
+            return super().get_train_dataloader()
+
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """As in `Trainer`; images are not augmented."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
-        with self._evaluation_collator(), self.reading_columns_of(dataset):
+        dataset = self._named_set(self.eval_dataset if eval_dataset is None else eval_dataset)
+        with self.reading_columns_of(dataset), self._collating(evaluation=True):
+            self._check_classes(dataset, "the evaluation data")
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """As in `Trainer`; images are not augmented."""
-        with self._evaluation_collator(), self.reading_columns_of(test_dataset):
+        with self.reading_columns_of(test_dataset), self._collating(evaluation=True):
+            self._check_classes(test_dataset, "the test data")
             return super().get_test_dataloader(test_dataset)
 
+    def _named_set(self, dataset: Any) -> Any:
+        """A data set that is named by its key in `eval_dataset`."""
+        return self.eval_dataset.get(dataset) if isinstance(dataset, str) else dataset
+
     @contextlib.contextmanager
-    def _evaluation_collator(self) -> Iterator[None]:
-        collator = self.data_collator
-        self.data_collator = collator.for_evaluation() if hasattr(collator, "for_evaluation") else collator
+    def _collating(self, *, training: bool = False, evaluation: bool = False) -> Iterator[None]:
+        """Inside, batches are looked at before they leave the host; for evaluation, images are not augmented."""
+        own = collator = self.data_collator
+        if evaluation and hasattr(collator, "for_evaluation"):
+            collator = collator.for_evaluation()
+        self.data_collator = self._checked_labels(collator, training)
         try:
             yield
         finally:
-            self.data_collator = collator
+            self.data_collator = own
 
     # ---- loss ----
 

@@ -154,7 +154,7 @@ class AutoLayersMixin:
             return
         processes = self.accelerator.num_processes
         count = -(-self.args.layer_samples // (self.args.train_batch_size * processes))
-        with unchanged_generators(), self._evaluation_collator():
+        with unchanged_generators(), self._collating(training=True, evaluation=True):
             torch.manual_seed(self.args.seed)  # the same batches after a resume
             loader = self.get_train_dataloader()
             try:

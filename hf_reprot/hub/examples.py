@@ -33,7 +33,7 @@ def loading_examples(record: RunRecord, repo: str) -> list[Example]:
             examples.append(Example("With transformers, in one call:", _pipeline(record.task, repo)))
         examples.append(Example("With transformers, model and preprocessing apart:", _auto(record, repo)))
     if record.student.library == "timm":
-        examples.append(Example("With timm:", _timm(repo)))
+        examples.append(Example("With timm:", _timm(record, repo)))
     return examples or [Example("The weights:", _weights(repo))]
 
 
@@ -66,13 +66,21 @@ def _auto(record: RunRecord, repo: str) -> str:
             f'processor = AutoImageProcessor.from_pretrained("{repo}")\n'
             f'model = {auto}.from_pretrained("{repo}").eval()\n'
             'inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")\n'
-            "logits = model(**inputs).logits\n"
-            "print(model.config.id2label[logits.argmax(-1).item()])"
+            "logits = model(**inputs).logits\n" + _answer(record, "model.config.id2label")
         )
     return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{repo}").eval()'
 
 
-def _timm(repo: str) -> str:
+def _answer(record: RunRecord, names: str) -> str:
+    """The line that prints what the logits of one image say."""
+    if record.problem_type == "regression":
+        return "print(logits[0].tolist())"
+    if record.problem_type == "multi_label_classification":
+        return f"print([{names}[i] for i in (logits[0] > 0).nonzero().flatten().tolist()])"
+    return f"print({names}[logits.argmax(-1).item()])"
+
+
+def _timm(record: RunRecord, repo: str) -> str:
     return (
         "import timm\n"
         "from PIL import Image\n\n"
@@ -80,7 +88,7 @@ def _timm(repo: str) -> str:
         "settings = timm.data.resolve_model_data_config(model)\n"
         "transform = timm.data.create_transform(**settings, is_training=False)\n"
         'logits = model(transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0))\n'
-        'print(model.pretrained_cfg["label_names"][logits.argmax(-1).item()])'
+        + _answer(record, 'model.pretrained_cfg["label_names"]')
     )
 
 

@@ -112,6 +112,8 @@ class RunRecord:
         task: The Hub's pipeline tag.
         license: The student's licence.
         classes: Size of its head.
+        problem_type: What its outputs are, as transformers calls it; None where nothing says so.
+        class_notes: How classes of data, student and teachers were brought together: sentences.
         input: Shape of one input, such as "3 x 224 x 224".
         teachers: The teachers, in order.
         pairs: The matched layers.
@@ -141,6 +143,8 @@ class RunRecord:
     task: str | None = None
     license: License | None = None
     classes: int | None = None
+    problem_type: str | None = None
+    class_notes: list[str] = field(default_factory=list)
     input: str | None = None
     teachers: list[ModelFacts] = field(default_factory=list)
     pairs: list[PairFacts] = field(default_factory=list)

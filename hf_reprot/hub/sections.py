@@ -33,6 +33,15 @@ _LOSS_SETTINGS = (
     *("feature_loss", "feature_weight", "kd_method", "dkd_alpha", "dkd_beta", "delta_weight", "bss_weight", "bss_k"),
 )
 _SHOWN = 20  # classes of a teacher
+_PROBLEMS = {
+    "multi_label_classification": " (several labels a sample: each by its own yes or no)",
+    "regression": " (numbers, not classes)",
+}
+_KL = "KL of the logits at kd_temperature"
+_DIVERGENCES = {
+    "multi_label_classification": "KL of each class's yes or no at kd_temperature (mean over the classes)",
+    "regression": "squared difference of the outputs",
+}
 _UNSEEN_SETTINGS = ("layer_pairs", "teacher_model_init_kwargs")  # resolved and private, in this order
 
 
@@ -150,7 +159,9 @@ def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
     if record.input is not None:
         rows.append(("Input", record.input))
     if record.classes is not None:
-        rows.append(("Classes", str(record.classes)))
+        rows.append(("Classes", f"{record.classes}{_PROBLEMS.get(record.problem_type or '', '')}"))
+    if record.class_notes:
+        rows.append(("Names of classes", cell(" ".join(record.class_notes))))
     if record.hardware is not None:
         rows.append(("Hardware", cell(record.hardware)))
     if record.step is not None:
@@ -181,7 +192,7 @@ def loss_formula(record: RunRecord) -> str:
         terms.append("ot_weight * transport (weighted mean over the matched layers)")
     if weight("kd_weight"):
         decoupled = ", label and other classes apart" if weight("kd_method") == "dkd" else ""
-        terms.append(f"kd_weight * KL of the logits at kd_temperature{decoupled}")
+        terms.append(f"kd_weight * {_DIVERGENCES.get(record.problem_type or '', _KL)}{decoupled}")
     if weight("l2sp_weight"):
         terms.append("l2sp_weight * squared distance from the weights at the start")
     if weight("feature_loss") and weight("feature_weight"):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .collective import world_size
 from .common import LossOutput
-from .distillation import LogitDistillation
+from .distillation import IGNORED, LogitDistillation
 
 
 class PartialDistillation(nn.Module):
@@ -31,7 +31,13 @@ class PartialDistillation(nn.Module):
     give. Logits are centred over all outputs of a teacher (so that one for "none of these" lowers its voice) and scaled
     by s_i, which gives all teachers the same largest centred logit in the batch, the geometric mean of theirs: a
     teacher that was trained to be surer than others is not heard more. Where every teacher knows all classes, g_ik =
-    w_i / sum_i w_i in both cases and the loss is the weighted mean of the teachers' own.
+    w_i / sum_i w_i in both cases and the loss is the weighted mean of the teachers' own. Samples with the label -100
+    are left out where labels take part, also of n, as cross-entropy leaves them out.
+
+    Where each output is a question of its own (`LogitDistillation` of several labels or of regression), every teacher
+    is heard on all samples, for the classes that it knows, and neither labels nor confidence are asked:
+
+        g_ic = w_i [c in C_i] / sum_{j: c in C_j} w_j,    loss = mean over k and c in U of sum_i g_ic D(t_ikc, s_kc)
 
     Args:
         classes: For each teacher the student's class of each of its outputs, None for outputs without one; or None for
@@ -48,7 +54,7 @@ class PartialDistillation(nn.Module):
         |---|---|---|
         | student_logits | (..., classes) | yes |
         | teacher_logits | one (..., outputs) a teacher | no |
-        | labels (optional) | (...), integers; those that are no class are of no teacher | no |
+        | labels (optional) | (...), integers; -100 is left out, others that are no class are of no teacher | no |
 
     Requirements: without labels, batches that show every teacher samples that it is sure of: its peak is its measure.
 
@@ -133,10 +139,15 @@ class PartialDistillation(nn.Module):
         with torch.autocast(device_type=student_logits.device.type, enabled=False):
             student = student_logits.to(dtype)
             teachers = [logits.detach().to(dtype) for logits in teacher_logits]
+            if getattr(self.loss, "classwise", False):
+                return self._classwise(student, teachers)
             heard = self.heard(teachers, labels)  # (teachers, ...)
             teachers = [self._answers(i, teachers[i]) for i in self]
-            each = [self._each(i, student, teachers[i], labels, heard[i]) for i in self]
-            logs = self._logs(each, heard)
+            # With labels, means are over the samples that have one
+            gates = labels is not None and any(self.partial)
+            rows = (labels != IGNORED).sum() if gates else None
+            each = [self._each(i, student, teachers[i], labels, heard[i], rows) for i in self]
+            logs = self._logs(each, heard, rows)
             if labels is None and any(self.partial):
                 return self._joint(student, teachers, heard, logs)
         return LossOutput(torch.stack([output.loss for output in each]).sum(), logs)
@@ -171,14 +182,37 @@ class PartialDistillation(nn.Module):
         logs = peaks.clamp_min(1e-6).log()
         return (logs.mean() - logs).exp()
 
-    def _each(self, i: int, student: Tensor, teacher: Tensor, labels: Tensor | None, heard: Tensor) -> LossOutput:
+    def _each(
+        self, i: int, student: Tensor, teacher: Tensor, labels: Tensor | None, heard: Tensor, rows: Tensor | None
+    ) -> LossOutput:
         """Teacher i's own loss over its classes, every sample weighed by how much it is heard there."""
         if not self._as_is[i]:
             student = student.index_select(-1, self.get_buffer(f"columns_{i}"))
             if labels is not None:
-                labels = self.get_buffer(f"place_{i}")[labels.clamp(0, self.count - 1)]
-        given = (labels,) if getattr(self.loss, "needs_labels", False) else ()
-        return self.loss(student, teacher, *given, weights=heard)
+                places = self.get_buffer(f"place_{i}")[labels.clamp(0, self.count - 1)]
+                labels = torch.where(labels == IGNORED, IGNORED, places)
+        if getattr(self.loss, "needs_labels", False):  # it leaves samples without a label out itself
+            return self.loss(student, teacher, labels, weights=heard)
+        if rows is not None:
+            heard = heard * (heard.numel() / rows.clamp_min(1))
+        return self.loss(student, teacher, weights=heard)
+
+    def _classwise(self, student: Tensor, teachers: Sequence[Tensor]) -> LossOutput:
+        """Each class against those who know it."""
+        if self.share.device != student.device:
+            self.to(student.device)  # once
+        share = self.share[:, None] * self.knows
+        share = (share / share.sum(0).clamp_min(torch.finfo(share.dtype).tiny)).to(student)  # (teachers, classes)
+        heard = share.index_select(1, self.union).mean(1)
+        total, agreement, logs = torch.zeros_like(student), student.new_zeros(()), {}
+        for i in self:
+            columns = self.get_buffer(f"columns_{i}")
+            ours, theirs = student.index_select(-1, columns), self._answers(i, teachers[i])
+            divergence = self.loss.divergence(ours, theirs)
+            total = total.index_add(-1, columns, share[i, columns] * divergence)
+            agreement = agreement + heard[i] * self.loss.agreement(ours.detach(), theirs)
+            logs |= {f"loss/{i}": divergence.mean().detach(), f"heard/{i}": heard[i]}
+        return LossOutput(total.index_select(-1, self.union).mean(), {"kd_agreement": agreement, **logs})
 
     def _joint(self, student: Tensor, teachers: Sequence[Tensor], heard: Tensor, logs: dict[str, Tensor]) -> LossOutput:
         """The student against what all teachers together say."""
@@ -193,8 +227,10 @@ class PartialDistillation(nn.Module):
         divergence = F.kl_div(F.log_softmax(student / temperature, -1), target, reduction="none").sum(-1)
         return LossOutput(temperature**2 * divergence.mean(), logs)
 
-    def _logs(self, each: Sequence[LossOutput], heard: Tensor) -> dict[str, Tensor]:
+    def _logs(self, each: Sequence[LossOutput], heard: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
         loudness = heard.flatten(1).mean(1)  # (teachers,)
+        if rows is not None:
+            loudness = loudness * (heard[0].numel() / rows.clamp_min(1))
         safe = loudness.clamp_min(torch.finfo(heard.dtype).tiny)
         logs = {}
         for name in each[0].logs:
@@ -220,7 +256,7 @@ class PartialDistillation(nn.Module):
                 )
         if labels is None and getattr(self.loss, "needs_labels", False):
             raise ValueError(f"{type(self.loss).__name__} needs labels, and none were given")
-        if labels is None or not any(self.partial):
+        if labels is None or not any(self.partial) or getattr(self.loss, "classwise", False):
             return
         if labels.shape != student.shape[:-1] or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(

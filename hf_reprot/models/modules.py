@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+
+_UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls a class without a name
 
 
 def check_not_shared(student: nn.Module, teacher: nn.Module, title: str | None = None) -> None:
@@ -47,8 +50,13 @@ def forward_parameters(model: nn.Module) -> tuple[tuple[str, ...], bool]:
 
 def class_names(model: nn.Module) -> list[str] | None:
     """Names of a head's classes in the order of its logits; None where they are only numbers or not known."""
-    names = getattr(getattr(model, "config", None), "id2label", None)
-    if not names or all(str(name).startswith("LABEL_") for name in names.values()):
+    return names_of_config(getattr(model, "config", None))
+
+
+def names_of_config(config: Any) -> list[str] | None:
+    """Names of the classes that a config lists; None where they are only numbers or not known."""
+    names = getattr(config, "id2label", None)
+    if not names or all(_UNNAMED.fullmatch(str(name)) for name in names.values()):
         return None
     return [str(names[key]) for key in sorted(names, key=int)]
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .classes import plain_name
+
 PARTS = ("weight", "classes", "layers", "samples")
 SAMPLES = ("own", "all")
 
@@ -85,29 +87,16 @@ def columns_of_classes(
     return columns
 
 
-def columns_by_name(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
-    """The student's logit of each teacher output, where every class of the teacher is one of the student's by its name.
-
-    Names are compared without regard to case, and to spaces around them.
-
-    Returns:
-        None where a teacher's name is unknown to the student, or names a class twice.
-
-    Example:
-        >>> columns_by_name(["Dog", "cat"], ["cat", "cow", "dog"])
-        [2, 0]
-    """
-    places = {_plain(name): i for i, name in enumerate(ours)}
-    wanted = [_plain(name) for name in theirs]
-    if len(places) < len(ours) or len(set(wanted)) < len(wanted) or any(name not in places for name in wanted):
-        return None
-    return [places[name] for name in wanted]
-
-
 def _column(given: str | int, names: Sequence[str] | None, count: int, title: str) -> int:
     if isinstance(given, str):
-        if names is not None and given in names:
-            return list(names).index(given)
+        found = _places(given, names or ())
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            raise ValueError(
+                f"classes of the teacher {title}: the student has {len(found)} classes {given!r}: give the number, one "
+                f"of {', '.join(map(str, found))}"
+            )
         if given.strip().isdecimal() and names is None:  # as it comes from a command line
             given = int(given)
     if isinstance(given, int) and 0 <= given < count:
@@ -126,5 +115,7 @@ def _column(given: str | int, names: Sequence[str] | None, count: int, title: st
     raise ValueError(f"classes of the teacher {title}: the student has no class {given!r} (it has {known}).{hint}")
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.casefold().split())
+def _places(given: str, names: Sequence[str]) -> list[int]:
+    """Where a name stands: as it is written or else but for case, blanks, `_` and `-`."""
+    exact = [i for i, name in enumerate(names) if name == given]
+    return exact or [i for i, name in enumerate(names) if plain_name(name) == plain_name(given)]

@@ -24,7 +24,10 @@ from transformers import (
 )
 
 from ..data.preprocessing import fixed_image_size, image_channels
+from .class_rows import settle_rows
+from .classes import name_classes
 from .loading import mend_timm, refuse_pickles
+from .modules import names_of_config
 
 TIMM_PREFIX = "timm_model."
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
@@ -87,8 +90,10 @@ def load_student(
 
     Args:
         source: A hub id ("org/name", "org/name@revision", "timm/name") or a folder.
-        label_names: Names of the classes, in the order of the logits; a head of another size is replaced by a new one.
-            None: the classes that the model has.
+        label_names: Names of the classes, in the order of the logits. The head's rows of classes that it has by name
+            (case, blanks, `_` and `-` do not count) are moved to their places, those of all others are new; a head
+            whose classes have no names (LABEL_0, ...) keeps its rows if it has as many. None: the classes that the
+            model has.
         from_scratch: Take the architecture only, with new random weights.
         options: What `from_pretrained` takes.
 
@@ -98,6 +103,7 @@ def load_student(
     path, _, revision = os.fspath(source).partition("@")
     if revision and not Path(source).exists():
         source, options = path, {"revision": revision} | options
+    given = dict(options)
     if label_names is not None:
         numbered = dict(enumerate(label_names))
         # The number, too: a timm config looks at it alone, and would keep the old head under new names.
@@ -122,9 +128,27 @@ def load_student(
             f"student {os.fspath(source)!r} is neither a folder nor a model that can be had from the Hub: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    if label_names is not None and isinstance(student.config, TimmWrapperConfig):
-        student.config.label_names = list(label_names)
+    if label_names is not None:
+        name_classes(student, label_names)
+        if not from_scratch:
+            _settle_head(student, source, label_names, given)
     return student
+
+
+def _settle_head(student: PreTrainedModel, source: str | os.PathLike, names: Sequence[str], options: dict) -> None:
+    """Sees to it that no row of the head stands under the name of another class."""
+    trust = options.get("trust_remote_code", False)
+    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **hub)
+    mend_timm(config)
+
+    def make(config: PreTrainedConfig) -> PreTrainedModel:
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
+
+    def load() -> PreTrainedModel:
+        return AutoModelForImageClassification.from_pretrained(source, config=config, use_safetensors=True, **options)
+
+    settle_rows(student, names, names_of_config(config), make, load, os.fspath(source))
 
 
 def wrap_timm(

@@ -16,8 +16,8 @@ from transformers.training_args import ParallelMode
 from ..cache.teacher import CachedTeacher
 from ..config import OTTransferConfig
 from ..data.preprocessing import image_channels
+from ..models.classes import pair_names
 from ..models.modules import class_names
-from ..models.spec import columns_by_name
 from ..models.student import evaluating
 from ..models.teacher import Teacher
 from .objective import TransferObjective, pair_name
@@ -189,7 +189,10 @@ def trains_on_teacher_task(args: OTTransferConfig, student: nn.Module, teachers:
 
 
 def _shares_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> bool:
-    return theirs is not None and ours is not None and columns_by_name(theirs, ours) is not None
+    if theirs is None or ours is None:
+        return False
+    found = pair_names(theirs, ours)
+    return found.by_name and found.columns is not None
 
 
 _TORCHRUN = "`torchrun --nproc_per_node N script.py --use_cpu`"

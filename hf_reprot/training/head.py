@@ -65,6 +65,7 @@ class HeadMixin:
         if samples is not None:
             dataset = drawn_equally(dataset, samples, self.args.seed, self._columns_said(dataset)[1])
         with self.reading_columns_of(dataset):
+            self.settle_head_classes(dataset)
             loader = self.get_eval_dataloader(dataset)
             with self.compute_loss_context_manager():
                 fit = fit_head(student, self._labelled_batches(loader), self.accelerator.gather_for_metrics)

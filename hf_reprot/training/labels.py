@@ -1,11 +1,20 @@
-"""The labels of a batch, for a term that cannot do without."""
+"""What the labels of a batch mean to a student: classes, yes or no for each class, or numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from ..config import OTTransferConfig
+from ..losses.distillation import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..models.modules import class_count
+
+_FOLLOW = ("ForImageClassification", "ForSequenceClassification", "ForVideoClassification", "ForAudioClassification")
+_TOKENS = ("ForTokenClassification", "ForSemanticSegmentation")
 
 
 def labels_of(inputs: Mapping[str, Any], needing: str, instead: str) -> Tensor:
@@ -25,3 +34,179 @@ def labels_of(inputs: Mapping[str, Any], needing: str, instead: str) -> Tensor:
             f"give labels, or set {instead}"
         )
     return inputs["labels"]
+
+
+def problem_of(model: nn.Module, labels: Tensor | None = None) -> str | None:
+    """What a model's outputs are: one of transformers' `problem_type`s, found as transformers finds it.
+
+    Args:
+        model: Any module; one without a `problem_type` of its own chooses one class a sample.
+        labels: A batch's labels, where they are at hand: floats for several outputs are one yes or no a class.
+
+    Returns:
+        None where it depends on labels that are not at hand.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+    config = getattr(base, "config", None)
+    stated = getattr(config, "problem_type", None)
+    kind = getattr(base, "loss_type", None)
+    if kind not in _FOLLOW:  # tokens and pixels have one class each, whatever the config says
+        return stated if kind is None and stated is not None else SINGLE_LABEL
+    if stated is not None:
+        return stated
+    if class_count(base) == 1:
+        return REGRESSION
+    if labels is None:
+        return None
+    return MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
+
+
+def stated_problem(model: nn.Module) -> str | None:
+    """What a model says itself that its outputs are; None where only labels or nothing would tell."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind = getattr(base, "loss_type", None)
+    if kind is None:
+        return getattr(getattr(base, "config", None), "problem_type", None)
+    return problem_of(base) if kind in (*_FOLLOW, *_TOKENS) else None
+
+
+def check_one_class(problem: str | None, needing: str, instead: str) -> None:
+    """Refuses what needs one class a sample, for a student that answers another question.
+
+    Args:
+        problem: As `problem_of` gives it.
+        needing: What needs it, as a user writes it.
+        instead: What to set.
+
+    Raises:
+        ValueError: the student is one for several labels or for regression.
+    """
+    if problem not in (None, SINGLE_LABEL):
+        raise ValueError(
+            f"{needing} needs one class for each sample, and the student's problem_type is {problem!r}: {instead}"
+        )
+
+
+def check_settings(config: OTTransferConfig, problem: str | None) -> None:
+    """Refuses settings that need one class a sample where the student answers another question.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if config.kd_weight > 0 and config.kd_method == "dkd":
+        check_one_class(problem, "kd_method='dkd'", "set kd_method='kl', which follows the problem_type")
+    if config.select_k is not None and config.select_by == "task":
+        check_one_class(problem, "select_by='task'", "set select_by='transport'")
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which labels a student can learn from.
+
+    Attributes:
+        names: Columns of labels.
+        problem: As `problem_of` gives it; None: the labels' dtype says it.
+        count: Number of outputs.
+        ignored: The label that the student's loss leaves out.
+    """
+
+    names: tuple[str, ...]
+    problem: str | None
+    count: int
+    ignored: int = IGNORED
+
+    @classmethod
+    def of(cls, student: nn.Module, names: Sequence[str]) -> LabelRule | None:
+        """The rule of a student; None where its loss is not known."""
+        base = student.get_base_model() if hasattr(student, "get_base_model") else student
+        count, kind = class_count(base), getattr(base, "loss_type", None)
+        if count is None or kind not in (*_FOLLOW, *_TOKENS) or (kind in _TOKENS and count == 1):
+            return None
+        pixels = kind == "ForSemanticSegmentation"
+        ignored = getattr(base.config, "semantic_loss_ignore_index", 255) if pixels else IGNORED
+        return cls(tuple(names), problem_of(student), count, ignored)
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Looks at the labels of a batch on the host: on a GPU, a class that there is not ends the process.
+
+        Raises:
+            ValueError: labels that the student's loss cannot take, or would take for something else.
+        """
+        labels = next((batch[name] for name in self.names if isinstance(batch.get(name), Tensor)), None)
+        if labels is None or labels.numel() == 0:
+            return
+        problem = self.problem or (MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL)
+        if problem == SINGLE_LABEL:
+            self._check_classes(labels)
+        elif problem == MULTI_LABEL:
+            self._check_answers(labels)
+        elif problem == REGRESSION:
+            self._check_numbers(labels)
+
+    def _check_classes(self, labels: Tensor) -> None:
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            return  # a loss that takes them has its own idea of them
+        wrong = ((labels < 0) | (labels >= self.count)) & (labels != self.ignored)
+        if wrong.any():
+            row = int(wrong.flatten(1).any(1).nonzero()[0]) if labels.dim() > 1 else int(wrong.nonzero()[0])
+            raise ValueError(
+                f"label {int(labels[wrong][0])} (row {row} of the batch) is no class: the student has {self.count}, "
+                f"0 to {self.count - 1}, and {self.ignored} for a sample without a label"
+            )
+        if self.problem is None and tuple(labels.shape[1:]) == (self.count,) and self.count > 1:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} hold one number a class and are whole numbers, which "
+                "transformers takes for class numbers: make them floats (0.0 and 1.0) for "
+                "problem_type='multi_label_classification'"
+            )
+
+    def _check_answers(self, labels: Tensor) -> None:
+        if labels.shape[-1:] != (self.count,) or labels.dim() < 2:
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} for problem_type='multi_label_classification': give "
+                f"{self.count} numbers a sample, 1.0 for each class that it has"
+            )
+        if not labels.is_floating_point():
+            raise ValueError(
+                f"labels are {labels.dtype} and problem_type='multi_label_classification' takes floats: give 0.0 and "
+                "1.0 (datasets.List(datasets.Value('float32')))"
+            )
+        wrong = ~((labels >= 0) & (labels <= 1))
+        if wrong.any():
+            raise ValueError(
+                f"label {float(labels[wrong][0]):g} for problem_type='multi_label_classification': legal is 0 to 1. "
+                f"Its loss leaves none out, not {IGNORED} either"
+            )
+
+    def _check_numbers(self, labels: Tensor) -> None:
+        if not labels.is_floating_point():
+            raise ValueError(
+                f"labels are {labels.dtype} and problem_type='regression' takes floats: cast the column "
+                "(dataset.cast_column(..., datasets.Value('float32')))"
+            )
+        if not labels.isfinite().all():
+            raise ValueError("a label is not finite, and problem_type='regression' leaves none out: take that row out")
+
+
+class CheckedLabels:
+    """A collator, with a look at the labels of each batch before it leaves the host.
+
+    Args:
+        collator: Makes batches of rows.
+        rule: What the labels must be.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[Any]], Any], rule: LabelRule):
+        self.collator, self.rule = collator, rule
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the collator knows: which columns it reads, its epoch."""
+        if name.startswith("__") or name == "collator":  # a copy that has nothing yet
+            raise AttributeError(name)
+        return getattr(self.collator, name)
+
+    def __call__(self, rows: Sequence[Any]) -> Any:
+        batch = self.collator(rows)
+        if isinstance(batch, Mapping):
+            self.rule.check(batch)
+        return batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,13 @@ from torch import Tensor, nn
 
 from ..config import OTTransferConfig
 from ..losses.baselines.decoupled import DecoupledDistillation
-from ..losses.distillation import LogitDistillation
+from ..losses.distillation import SINGLE_LABEL, LogitDistillation
 from ..losses.partial import PartialDistillation
+from ..models.classes import pair_names, refuse_teacher, shown, teacher_note
 from ..models.modules import class_count, class_names
-from ..models.spec import columns_by_name, columns_of_classes
+from ..models.spec import columns_of_classes
 from ..models.teacher import Teacher
-from .labels import labels_of
-
-logger = logging.getLogger(__name__)
+from .labels import check_settings, labels_of, problem_of, stated_problem
 
 
 class LogitTerm:
@@ -28,7 +26,7 @@ class LogitTerm:
     head has the name of one of the student's, the heads are brought together by these names. Where the task's labels
     take part, a teacher of some classes is heard on the samples of these classes; without labels, on each sample by how
     sure it is there (`PartialDistillation` has the formulas). A teacher without a head beside others that have one
-    takes no part.
+    takes no part. The form of the loss follows the student's `problem_type` (`LogitDistillation` has the formulas).
 
     Args:
         config: The settings.
@@ -37,6 +35,11 @@ class LogitTerm:
         names: What each is called in the logs.
         samples: Of each, on which samples its neurons are matched: "own" or "all".
         count: Number of the student's classes; None: not known.
+        student: The student: its `problem_type` may be set by its first batch.
+        teachers: The models of the teachers: what they answer says what is asked, where the student does not.
+
+    Raises:
+        ValueError: a teacher that answers another question than the student, or settings that do not fit it.
     """
 
     def __init__(
@@ -47,8 +50,12 @@ class LogitTerm:
         names: Sequence[str],
         samples: Sequence[str],
         count: int | None,
+        student: nn.Module | None = None,
+        teachers: Sequence[nn.Module] = (),
     ):
         self.config = config
+        self.student = student
+        self._asked = [stated_problem(model) for model in teachers]
         self.names = list(names)
         self.weights = list(weights)
         self.classes = list(classes)
@@ -63,6 +70,10 @@ class LogitTerm:
             if self.gated
             else None
         )
+        problem = problem_of(student) if student is not None else None
+        check_settings(config, problem)
+        if config.kd_weight > 0:
+            self._check_teachers(problem)
 
     def outputs(self, teacher: int, count: int) -> int | None:
         """Number of logits that a teacher is expected to have, for a student of `count` classes; None: not read."""
@@ -81,7 +92,7 @@ class LogitTerm:
             labelled: Whether labels take part: without the task's own loss, they do not.
         """
         if self._loss is None:
-            self._build(student_logits.shape[-1], teacher_logits)
+            self._build(student_logits.shape[-1], teacher_logits, self._problem(inputs, labelled))
         labels = None
         if self.config.kd_method == "dkd":
             labels = labels_of(inputs, "kd_method='dkd'", "kd_method='kl'")
@@ -110,6 +121,8 @@ class LogitTerm:
         labels = inputs.get("labels") if labelled else None
         if not self.gated or (labels is not None and (labels.dim() != 1 or labels.is_floating_point())):
             return weights
+        if self._problem(inputs, labelled) != SINGLE_LABEL:
+            return weights  # every sample is one of each class: it has it or not
         if labels is not None:
             if self._knows.device != labels.device:
                 self._knows = self._knows.to(labels.device)  # once
@@ -119,14 +132,36 @@ class LogitTerm:
                 weights[i] = knows[row]
             return weights
         if self._loss is None:
-            self._build(self.count, teacher_logits)
+            self._build(self.count, teacher_logits, SINGLE_LABEL)
         if len(self._heard) > 1 and teacher_logits[self._heard[0]].dim() == 2:
             heard = self._loss.heard([teacher_logits[i].detach().float() for i in self._heard])
             for row, i in enumerate(self._heard):
                 weights[i] = heard[row] if i in self.gated else None
         return weights
 
-    def _build(self, count: int, logits: Sequence[Tensor | None]) -> None:
+    def _problem(self, inputs: Mapping[str, Any], labelled: bool) -> str:
+        """What the student's outputs are, now that there is a batch: its loss may have found it out."""
+        labels = inputs.get("labels")
+        labels = labels if isinstance(labels, Tensor) else None
+        problem = problem_of(self.student, labels if labelled else None) if self.student is not None else SINGLE_LABEL
+        if problem is None:  # no labels take part: what the teachers say, or the labels that are there
+            told = [asked for i, asked in enumerate(self._asked) if asked is not None and self.classes[i] != []]
+            problem = told[0] if told else problem_of(self.student, labels)
+        return problem or SINGLE_LABEL
+
+    def _check_teachers(self, problem: str | None) -> None:
+        for name, classes, asked in zip(self.names, self.classes, self._asked, strict=False):
+            if problem is not None and asked is not None and classes != [] and asked != problem:
+                raise ValueError(
+                    f"kd_weight is above 0, the student's problem_type is {problem!r} and that of the teacher {name} "
+                    f"{asked!r}: their answers cannot be compared. Set kd_weight=0, or the problem_type of both "
+                    "configs to what they were trained for"
+                )
+
+    def _build(self, count: int, logits: Sequence[Tensor | None], problem: str) -> None:
+        check_settings(self.config, problem)
+        if self.config.kd_weight > 0:
+            self._check_teachers(problem)
         self._heard = [i for i, z in enumerate(logits) if z is not None and self.outputs(i, count) is not None]
         if self.config.kd_weight == 0:  # their logits only say how sure they are: those of another task do not
             self._heard = [i for i in self._heard if logits[i].shape[-1] == self.outputs(i, count)]
@@ -135,7 +170,7 @@ class LogitTerm:
         if not self._heard:
             raise ValueError("kd_weight is above 0 but no teacher has logits to learn from: set kd_weight=0")
         config = self.config
-        loss = LogitDistillation(config.kd_temperature)
+        loss: nn.Module = LogitDistillation(config.kd_temperature, problem)
         if config.kd_method == "dkd":
             loss = DecoupledDistillation(config.dkd_alpha, config.dkd_beta, config.kd_temperature)
         self._loss = PartialDistillation(
@@ -147,35 +182,69 @@ class LogitTerm:
         )
 
 
-def known_classes(student: nn.Module, teachers: Sequence[Teacher]) -> list[list[int | None] | None]:
+def known_classes(student: nn.Module, teachers: Sequence[Teacher], distils: bool) -> list[list[int | None] | None]:
     """For each teacher, the student's class of each of its outputs; None for all of them in the student's order.
 
+    Args:
+        student: The student; its config names its classes.
+        teachers: Its teachers.
+        distils: Whether their logits teach it: names that contradict the student's are then refused, and matter to
+            nothing otherwise.
+
     Raises:
-        ValueError: classes that the student does not have, or their number is not that of the teacher's outputs.
+        ValueError: classes that the student does not have, or their number is not that of the teacher's outputs; names
+            of which some are the student's and some are not.
     """
     ours, count = class_names(student), class_count(student)
     found: list[list[int | None] | None] = []
     for teacher in teachers:
-        theirs = class_names(teacher.model)
-        if teacher.classes is not None:
-            if theirs is not None and teacher.classes and len(theirs) != len(teacher.classes):
-                raise ValueError(
-                    f"the teacher {teacher.title} has {len(theirs)} outputs and {len(teacher.classes)} classes are "
-                    "given: give one for each output, in their order (None for an output without one)"
-                )
-            if count is None and teacher.classes:
-                raise ValueError(
-                    f"classes of the teacher {teacher.title} are given, and the student's config does not say which it "
-                    "has (num_labels, id2label)"
-                )
-            columns = columns_of_classes(teacher.classes, ours, count or 0, teacher.title)
-        else:
-            columns = columns_by_name(theirs, ours) if theirs is not None and ours is not None else None
-            if columns is not None and columns != list(range(len(ours))):
-                logger.info("The teacher %s knows %s of the student's classes.", teacher.title, _listed(columns, ours))
+        columns = _named(teacher, ours, distils) if teacher.classes is None else _given(teacher, ours, count)
         found.append(None if columns == list(range(count or 0)) and columns else columns)
     return found
 
 
-def _listed(columns: Sequence[int], names: Sequence[str]) -> str:
-    return f"{len(columns)} ({', '.join(names[c] for c in columns[:8])}{', ...' if len(columns) > 8 else ''})"
+def class_notes(student: nn.Module, teachers: Sequence[Teacher]) -> list[str]:
+    """What is to be said of how the teachers' outputs go with the student's classes.
+
+    Call it after `known_classes`, which refuses what contradicts.
+    """
+    ours, notes = class_names(student), []
+    for teacher in teachers:
+        theirs = class_names(teacher.model)
+        if teacher.classes is not None:
+            some = f"the classes {shown(list(map(str, teacher.classes)))}, as given" if teacher.classes else "no class"
+            notes.append(f"The teacher {teacher.title} knows {some}.")
+        elif theirs is None or ours is None:
+            if class_count(teacher.model) is not None:
+                who = f"The teacher {teacher.title}" if theirs is None else "The student"
+                notes.append(f"{who} names no classes: the outputs of {teacher.title} are the student's, in order.")
+        else:
+            pairing = pair_names(theirs, ours)
+            if pairing.columns is not None:
+                notes.append(teacher_note(teacher.title, pairing, theirs, ours))
+    return notes
+
+
+def _named(teacher: Teacher, ours: list[str] | None, distils: bool) -> list[int | None] | None:
+    theirs = class_names(teacher.model)
+    if theirs is None or ours is None:
+        return None
+    pairing = pair_names(theirs, ours)
+    if pairing.columns is None and distils:
+        refuse_teacher(teacher.title, pairing, theirs, ours)
+    return pairing.columns if pairing.by_name else None
+
+
+def _given(teacher: Teacher, ours: list[str] | None, count: int | None) -> list[int | None]:
+    theirs, given = class_names(teacher.model), teacher.classes or ()
+    if theirs is not None and given and len(theirs) != len(given):
+        raise ValueError(
+            f"the teacher {teacher.title} has {len(theirs)} outputs and {len(given)} classes are given: give one for "
+            "each output, in their order (None for an output without one)"
+        )
+    if count is None and given:
+        raise ValueError(
+            f"classes of the teacher {teacher.title} are given, and the student's config does not say which it has "
+            "(num_labels, id2label)"
+        )
+    return columns_of_classes(given, ours, count or 0, teacher.title)

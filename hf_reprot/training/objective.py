@@ -70,7 +70,7 @@ class TransferObjective:
         self.teachers = list(teachers)
         self.teacher_names = teacher_names(self.teachers)
         self.teacher_weights = [teacher.weight for teacher in self.teachers]
-        self.known_classes = known_classes(student, self.teachers)
+        self.known_classes = known_classes(student, self.teachers, config.kd_weight > 0)
         self.pairs = list(pairs)
         self.shares = pair_shares(self.pairs, self.teacher_weights)
         self.layers = layers
@@ -98,7 +98,9 @@ class TransferObjective:
     def _make_logit_term(self) -> LogitTerm:
         samples = [teacher.samples for teacher in self.teachers]
         known, names = self.known_classes, self.teacher_names
-        return LogitTerm(self.config, known, self.teacher_weights, names, samples, class_count(self.student))
+        models = [teacher.model for teacher in self.teachers]
+        count = class_count(self.student)
+        return LogitTerm(self.config, known, self.teacher_weights, names, samples, count, self.student, models)
 
     def pair_names(self) -> list[str]:
         """What each pair is called in logs and errors."""

@@ -24,6 +24,7 @@ from ..models.modules import class_count, class_names
 from ..models.sharding import is_sharded
 from ..models.student import evaluating
 from .checks import trains_on_teacher_task
+from .labels import stated_problem
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def collect_record(
         task=next(iter(listed(said.get("tasks"))), None) or task_of(student),
         license=License.of(said.get("license")) or start.license,
         classes=getattr(getattr(student, "config", None), "num_labels", None),
+        problem_type=stated_problem(student),
+        class_notes=list(trainer.class_notes),
         input=_input(trainer),
         teachers=[teacher_facts(teacher) for teacher in trainer.teachers],
         pairs=_pair_facts(trainer),

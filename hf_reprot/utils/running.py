@@ -12,9 +12,25 @@ from transformers import EvalPrediction
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """{"accuracy": share of samples whose best logit is their label's}."""
+    """{"accuracy": share of right answers}.
+
+    With one class a sample, the best logit is right where it is the label's; samples with the label -100 are left out.
+    With several labels a sample (floats, one a class), each yes (a logit above 0) or no is an answer.
+
+    Raises:
+        ValueError: the labels are numbers to be predicted (regression), which are not right or wrong.
+    """
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float(np.mean(logits.argmax(-1) == prediction.label_ids))}
+    labels = np.asarray(prediction.label_ids)
+    if np.issubdtype(labels.dtype, np.floating):
+        if labels.shape != logits.shape or logits.ndim < 2 or logits.shape[-1] < 2:
+            raise ValueError(
+                f"labels of {labels.dtype} and shape {labels.shape} are numbers, not classes: accuracy counts right "
+                "answers; give compute_metrics a measure for regression"
+            )
+        return {"accuracy": float(np.mean((logits > 0) == (labels > 0.5)))}
+    real = labels != -100
+    return {"accuracy": float(np.mean((logits.argmax(-1) == labels)[real]))}
 
 
 @contextlib.contextmanager

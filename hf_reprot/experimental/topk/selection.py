@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...losses.common import LossOutput
+from ...losses.distillation import IGNORED
 from ...ot.cost import varies
 from .soft_topk import soft_topk
 
@@ -41,7 +42,7 @@ class NeuronSelection(nn.Module):
         | tensor | shape | gradient |
         |---|---|---|
         | teacher | (n, d), any float dtype | no |
-        | labels | (n,), whole numbers | no |
+        | labels | (n,), whole numbers; samples with -100 are left out | no |
         | weights | (d,), as `weights(progress)` gives | yes |
 
     Returns: `forward` a `LossOutput` with the read-out's cross-entropy as `loss`, and its accuracy in `logs`.
@@ -122,8 +123,10 @@ class NeuronSelection(nn.Module):
             alive = varies(mean, variance)
             x = torch.where(alive, (x - mean) * torch.where(alive, variance, 1.0).rsqrt(), 0.0)
             logits = self.readout(x * (self.k * weights))
-            loss = F.cross_entropy(logits, labels.long())
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+            real = labels != IGNORED
+            count = real.sum().clamp_min(1)
+            loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum") / count
+        accuracy = (logits.detach().argmax(1) == labels).sum() / count  # no class is -100
         return LossOutput(loss, logs={"accuracy": accuracy})
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..common import LossOutput
-from ..distillation import weighted_mean
+from ..distillation import IGNORED, weighted_mean
 
 
 class DecoupledDistillation(nn.Module):
@@ -31,7 +31,7 @@ class DecoupledDistillation(nn.Module):
         |---|---|---|
         | student_logits | (n, classes) | yes |
         | teacher_logits | (n, classes) | no |
-        | labels | (n,), integers | no |
+        | labels | (n,), integers; samples with -100 are left out, as cross-entropy leaves them out | no |
         | weights (optional) | (n,), factors of the samples' losses | no |
 
     Requirements: both models answer the same question with at least 2 classes, and the samples have labels.
@@ -78,12 +78,17 @@ class DecoupledDistillation(nn.Module):
         with torch.autocast(device_type=student_logits.device.type, enabled=False):
             student = student_logits.to(dtype) / self.temperature
             teacher = teacher_logits.detach().to(student.device, dtype) / self.temperature
+            # Means are over the samples that have a label
+            real = labels != IGNORED
+            labels = torch.where(real, labels, 0)
+            parts = real.to(dtype) * (len(labels) / real.sum().clamp_min(1))
+            parts = parts if weights is None else weights * parts
             s_binary, s_others = _split(student, labels)
             t_binary, t_others = _split(teacher, labels)
             scale = self.temperature**2
-            target = scale * _divergence(s_binary, t_binary, weights)
-            others = scale * _divergence(s_others, t_others, weights)
-        agreement = weighted_mean((student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype), weights)
+            target = scale * _divergence(s_binary, t_binary, parts)
+            others = scale * _divergence(s_others, t_others, parts)
+        agreement = weighted_mean((student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype), parts)
         logs = {"kd_agreement": agreement, "kd_target": target, "kd_others": others}
         return LossOutput(self.alpha * target + self.beta * others, {k: v.detach() for k, v in logs.items()})
 
@@ -100,9 +105,7 @@ def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.log_softmax(binary, 1), F.log_softmax(others, 1)
 
 
-def _divergence(student: Tensor, teacher: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+def _divergence(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     return (weights * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)).mean()
 
 
