@@ -21,6 +21,7 @@ MOVED_MODULES = {
     "hf_reprot.images.preprocessing": "hf_reprot.data.preprocessing",
     "hf_reprot.layers": "hf_reprot.features",
     "hf_reprot.layers.activations": "hf_reprot.features.activations",
+    "hf_reprot.layers.architecture": "hf_reprot.features.architecture",
     "hf_reprot.losses.output": "hf_reprot.losses.common",
     "hf_reprot.losses.selection": "hf_reprot.experimental.topk.selection",
     "hf_reprot.losses.topk": "hf_reprot.experimental.topk.losses",
