@@ -48,6 +48,7 @@ from .training.logit_term import class_notes
 from .training.non_finite import GradientGuard, NonFiniteWatch
 from .training.objective import TransferObjective
 from .training.publishing import PublishingMixin
+from .training.shares import Share, SharesMixin, of_share
 from .training.teachers import load_teachers, pairs_of_teachers
 
 
@@ -59,6 +60,7 @@ class OTTransferTrainer(
     PublishingMixin,
     HeadMixin,
     ClassesMixin,
+    SharesMixin,
     Trainer,
 ):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
@@ -216,6 +218,8 @@ class OTTransferTrainer(
         self._take_given_cost(widths)
         sharing = self.accelerator.num_processes if args.ot_global_batch else 1
         check_batch_size(args, args.train_batch_size * sharing, widths)
+        if not self.is_in_train:
+            self.transfer.close()
 
     def call_model_init(self, trial=None) -> nn.Module:
         """As in `Trainer`; a bare timm model is put inside transformers' wrapper."""
@@ -293,8 +297,10 @@ class OTTransferTrainer(
     # ---- loss ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """One micro-batch. Every term is a mean over it, so the count of items over the whole step is left out."""
-        loss = super().training_step(model, inputs, num_items_in_batch=None)
+        """One micro-batch. Every term is a mean over it; `compute_loss_func` gets the count over the whole step."""
+        self._share = next(self._shares, Share())
+        items = num_items_in_batch if self.compute_loss_func is not None else None
+        loss = super().training_step(model, inputs, items)
         self._watch.check()
         return loss
 
@@ -306,10 +312,11 @@ class OTTransferTrainer(
         for module in self._still:  # `Trainer` puts every module in training mode before each step
             module.training = False
         with self.transfer.recording():
-            task, outputs = self._task_loss(model, own)
+            task, outputs = self._task_loss(model, own, num_items_in_batch)
         with self.accelerator.autocast():  # for the teachers; the transport itself leaves it again
             progress = self.state.global_step / max(self.state.max_steps, 1)
-            terms = self.transfer(inputs, task, _logits(outputs, task is not None), self.current_ot_weight(), progress)
+            logits = _logits(outputs, task is not None and self.compute_loss_func is None)
+            terms = self.transfer(inputs, task, logits, self.current_ot_weight(), progress, self._share)
         self._meter.add(terms.logs)
         self._watch.record(terms.dropped)
         loss = terms.loss
@@ -327,7 +334,7 @@ class OTTransferTrainer(
         dropped = self._guard.check(trained, optimizer=optimizer, sharded=self.is_fsdp_enabled)
         self._meter.add({"dropped_steps": dropped.to(self.args.device)})
 
-    def _task_loss(self, model, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Any]:
+    def _task_loss(self, model, inputs: Mapping[str, Any], items: Any = None) -> tuple[Tensor | None, Any]:
         labels = [name for name in self.label_names if inputs.get(name) is not None]
         if self.args.task_weight == 0:
             return None, model(**{name: value for name, value in inputs.items() if name not in self.label_names})
@@ -338,7 +345,10 @@ class OTTransferTrainer(
                 f"{columns_in_words(self.train_dataset)}). Give labels, or set task_weight=0 to train on the teacher "
                 "alone"
             )
-        return super().compute_loss(model, dict(inputs), return_outputs=True, num_items_in_batch=None)
+        if self.compute_loss_func is not None:
+            return self._call_custom_loss(model, dict(inputs), items, self._share)
+        loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True, num_items_in_batch=None)
+        return of_share(loss, self._share.items), outputs
 
     def current_ot_weight(self) -> float:
         """Weight of the transport term at this step, after the warm-up."""

@@ -117,6 +117,9 @@ class CachedTaps:
         caught, self.teacher._caught = self.teacher._caught, {}
         return {name: caught[name] for name in self.names}
 
+    def hang(self) -> None:
+        """There are no hooks."""
+
     def close(self) -> None:
         """There are no hooks."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .activations import Activation, pair_maps, pair_neurons, pooled_neurons
 from .architecture import class_layers, last_layer
+from .compiled import as_written
 from .dropout import WithoutDropout
 from .layout import layout_of, prefix_and_grid, tokens_of
 from .paths import LayerName, modules_by_path, resolve_path, unwrap
@@ -40,7 +41,9 @@ class _Hook:
         self.store, self.name = store, name
 
     def __reduce__(self):
-        return _hook_of_a_copy, ()
+        # Of the standard library, so that a pickle made in the middle of training is read without this package:
+        # it takes whatever it is given and returns None.
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class _OutputHook(_Hook):
@@ -75,14 +78,6 @@ def _record(store: _Store, name: str, tensor: Tensor | None) -> None:
     store.caught.setdefault(name, []).append(tensor)
     if not torch.compiler.is_compiling() and not tensor.is_inference():
         store.versions[name] = tensor._version
-
-
-def _pass_by(*_: Any) -> None:
-    """The hook of a copied model."""
-
-
-def _hook_of_a_copy():
-    return _pass_by
 
 
 class Taps:
@@ -123,7 +118,6 @@ class Taps:
         self._names: dict[str, LayerName] = {}
         self._parts: dict[str, list[str]] = {}  # what is recorded apart and stands side by side in one layer
         self._handles: list[Any] = []
-        modules = modules_by_path(self.model)
         for name in names:
             parsed = LayerName.parse(name)
             path = resolve_path(self.model, parsed.path)
@@ -134,6 +128,13 @@ class Taps:
             name: (layer.path, layer.at_input) in reading and self._tokens[name].class_token is not None
             for name, layer in self._names.items()
         }
+        self.hang()
+
+    def hang(self) -> None:
+        """Puts the hooks on the model, where they are not; taps hang from the start, and again after `close`."""
+        if self._handles:
+            return
+        modules = modules_by_path(self.model)
         for name, layer in self._names.items():
             self._hang(name, layer, modules)
         self._drops = any(layer.at_input for layer in self._names.values())
@@ -165,9 +166,22 @@ class Taps:
 
     @contextlib.contextmanager
     def armed(self) -> Iterator[None]:
-        """Records the forward pass made inside; what an earlier one left is forgotten."""
+        """Records the forward pass made inside; what an earlier one left is forgotten.
+
+        After `close`, the hooks are hung for this pass alone, and a compiled model runs as it is written: its code was
+        made without them.
+        """
         store = self._store
         store.clear()
+        with contextlib.ExitStack() as stack:
+            if not self._handles:
+                self.hang()
+                stack.callback(self._take_off)
+                stack.enter_context(as_written())
+            yield from self._recording()
+
+    def _recording(self) -> Iterator[None]:
+        store = self._store
         self._grad = torch.is_grad_enabled()
         store.armed = True
         try:
@@ -251,10 +265,13 @@ class Taps:
 
     def close(self) -> None:
         """Takes the hooks off the model."""
+        self._take_off()
+        self._store.clear()
+
+    def _take_off(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._store.clear()
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..data.preprocessing import fixed_image_size, image_channels
+from ..features.compiled import in_place
 from .class_rows import settle_rows
 from .classes import name_classes
 from .loading import mend_timm, refuse_pickles
@@ -220,7 +221,11 @@ def is_timm(model: nn.Module) -> bool:
 
 
 def as_student(model: nn.Module) -> nn.Module:
-    """The model itself, or, for a bare timm module, the model in the wrapper that the Trainer can train and save."""
+    """The model itself, or, for a bare timm module, the model in the wrapper that the Trainer can train and save.
+
+    What went through `torch.compile` comes back compiled in place.
+    """
+    model = in_place(model)
     if is_timm(model) and "labels" not in inspect.signature(model.forward).parameters:
         return wrap_timm(model)
     return model

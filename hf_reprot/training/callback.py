@@ -19,6 +19,7 @@ class TransferCallback(TrainerCallback):
         """The trainer's own sums are at zero: those of the checkpoint take their place."""
         self.trainer._begin_window()
         self.trainer.forget_head()
+        self.trainer._begin_compiling()
         self.trainer._learn_costs()  # nothing has moved the student yet
         self.trainer._prepare_layers()
 

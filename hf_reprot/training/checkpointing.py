@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
+from accelerate.utils import DynamoBackend
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..features.compiled import is_compiled, own_hooks
 from ..models.student import portable_state_dict
 from .checkpoint_files import (
     PROCESSES,
@@ -50,7 +53,17 @@ class CheckpointingMixin:
                 resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
             check_whole(resume_from_checkpoint)
         self._restored = None
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self.transfer.hang()
+        with contextlib.ExitStack() as self._while_training:
+            self._while_training.callback(lambda: self.transfer.close())  # the student is then a model like any other
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _begin_compiling(self) -> None:
+        """Before the student's first pass: lets compiled code see the hooks."""
+        models = [self.model, *(teacher.model for teacher in self.teachers)]
+        plugin = getattr(self.accelerator.state, "dynamo_plugin", None)  # also of ACCELERATE_DYNAMO_BACKEND
+        launched = plugin is not None and plugin.backend != DynamoBackend.NO
+        self._while_training.enter_context(own_hooks(launched or any(map(is_compiled, models))))
 
     def _is_sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled

@@ -28,6 +28,7 @@ from ..ot.moments import RunningMoments
 from .auxiliary import check_companions
 from .baselines import Rivals
 from .logit_term import LogitTerm, known_classes
+from .shares import Share
 from .teachers import pair_shares, teacher_logs, teacher_names, unit_of
 
 
@@ -129,8 +130,13 @@ class TransferObjective:
             self.companions.update(self.selections.build(widths, self.student))
         self.companions.to(device)
 
+    def hang(self) -> None:
+        """Puts the hooks on both sides for a training run."""
+        for taps in (self.student_taps, *self.teacher_taps):
+            taps.hang()
+
     def close(self) -> None:
-        """Takes every hook off both sides."""
+        """Takes every hook off both sides; a pass that is recorded without them hangs its own."""
         for taps in (self.student_taps, *self.teacher_taps):
             taps.close()
 
@@ -172,17 +178,19 @@ class TransferObjective:
         student_logits: Tensor | None,
         ot_weight: float,
         progress: float = 1.0,
+        share: Share | None = None,
     ) -> Terms:
         """The total loss of one batch, to be called after a forward pass inside `recording()`.
 
         Args:
             inputs: The batch, as the student received it plus what is meant for teachers.
-            task: The student's own loss; None without labels.
+            task: The student's own loss, times its share; None without labels.
             student_logits: The student's logits; needed for distillation and without labels.
             ot_weight: Weight of the transport term at this step.
             progress: Share of all steps that have been made.
+            share: How much of the step this batch holds; None: all of it.
         """
-        config = self.config
+        config, share = self.config, share or Share()
         total, logs = [], {}
         if task is not None:
             total.append(config.task_weight * task)
@@ -193,6 +201,8 @@ class TransferObjective:
         dropped = None
         if self.pairs and config.ot_weight > 0:
             neurons, weights = self.neurons(students, layers, inputs), None
+            if share.empty:  # the other processes' samples are matched without
+                neurons = [(s[:0], t[:0]) for s, t in neurons]
             if self.selections is not None:
                 weights, terms, more = self.selections(neurons, inputs, progress)
                 total += terms
@@ -202,7 +212,9 @@ class TransferObjective:
                 plans=None if self.learned is None else self.learned.plans,
                 running=self.running,
                 teacher_weights=weights,
-                sample_weights=self._sample_weights(neurons, teacher_logits, inputs, labelled=task is not None),
+                sample_weights=[None] * len(neurons)
+                if share.empty
+                else self._sample_weights(neurons, teacher_logits, inputs, labelled=task is not None),
             )
             self.plans = [output.plan for output in outputs]
             losses = self._comparable(outputs)
@@ -215,12 +227,12 @@ class TransferObjective:
             if self.layers is not None:
                 logs |= {name: transport.new_full((), value) for name, value in self.layers.logs().items()}
         terms, more = self.rivals(students, layers, inputs)
-        total += terms
+        total += [share.samples * term for term in terms]
         logs |= more
         if self.distillation is not None:
             distillation, more = self.distillation(student_logits, teacher_logits, inputs, labelled=task is not None)
-            total.append(config.kd_weight * distillation)
-            logs |= more
+            total.append(config.kd_weight * share.samples * distillation)
+            logs |= more | {"kd_loss": share.samples * more["kd_loss"]}
         if self.anchor is not None:
             output = self.anchor()
             total.append(config.l2sp_weight * output.loss)

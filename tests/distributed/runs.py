@@ -59,6 +59,9 @@ def parts_of_the_classes() -> list[Teacher]:
 
 PARTIAL = {"teacher": parts_of_the_classes, "kd_weight": 1.0, "ot_standardize": False}
 
+# The second step is the last of the epoch, with what is left of the samples.
+UNEVEN = {"max_steps": 2, "kd_weight": 1.0, "ot_weight": 1.0, "learning_rate": 1e-4}
+
 # Name -> (student, settings)
 RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "standardised": (vit, {}),
@@ -83,6 +86,15 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "frozen batch normalisation": (lambda: frozen_batch_norm(resnet()), {}),
     "no batch normalisation": (convnext, {}),
     "teachers of some classes": (vit, PARTIAL),
+    "uneven last batch": (vit, UNEVEN | {"samples": 52}),
+    "last batch of one process alone": (vit, UNEVEN | {"samples": 42}),
+    "uneven, a projector": (convnext, UNEVEN | PROJECTOR | {"samples": 58, "max_steps": 2}),
+    "uneven, every position": (
+        vit,
+        UNEVEN
+        | {"samples": 37, "ot_positions": "all", "layer_pairs": ["vit.layers.1=resnet.encoder.stages.0"]},
+    ),
+    "uneven, label-free": (vit, UNEVEN | {"samples": 42, "task_weight": 0.0}),
     "teachers of some classes, label-free": (vit, PARTIAL | {"task_weight": 0.0}),
 }
 # With logits; two steps, so that the second sees other rows.
@@ -96,8 +108,9 @@ def run(folder: Path, make: Callable[[], nn.Module], settings: dict[str, Any], p
     accumulation = settings.get("gradient_accumulation_steps", 1)
     teacher = settings.get("teacher", lambda: resnet(seed=1))()
     cached = settings.get("cached", False)
-    settings = {name: value for name, value in settings.items() if name not in ("teacher", "cached")}
-    keep, data = KeepGradients(), Images(3 * SAMPLES, labelled=settings.get("task_weight") != 0)
+    samples = settings.get("samples", 3 * SAMPLES)
+    settings = {name: value for name, value in settings.items() if name not in ("teacher", "cached", "samples")}
+    keep, data = KeepGradients(), Images(samples, labelled=settings.get("task_weight") != 0)
     more: dict[str, Any] = {"callbacks": [keep]}
     if cached:  # the processes build it together
         more["teacher_features"], teacher = build(folder / "cache", teacher, data, layers="last"), []

@@ -38,7 +38,7 @@ def make_config(folder: Path, **settings: Any) -> OTTransferConfig:
 def make_trainer(folder: Path, *, model=None, teacher=None, data=None, eval_data=None, trainer=None, **settings: Any):
     """A trainer; `trainer` holds arguments of `OTTransferTrainer`, `settings` those of the config."""
     return OTTransferTrainer(
-        model=vit() if model is None else model or None,  # False: from `model_init`
+        model=None if model is False else vit() if model is None else model,  # False: from `model_init`
         teacher_model=resnet(seed=1) if teacher is None else teacher,
         args=make_config(folder, **settings),
         train_dataset=Images() if data is None else data,

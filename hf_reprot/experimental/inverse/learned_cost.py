@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 from ...config import OTTransferConfig
 from ...data.columns import columns_of_student
+from ...features.compiled import as_written
 from ...losses.collective import gather_rows
 from ...ot.solve import solve
 from .fit import InverseTransport
@@ -197,12 +198,13 @@ def _finite_rows(student: Tensor, teacher: Tensor, most: int) -> tuple[Tensor, T
 
 @contextlib.contextmanager
 def as_in_training(model: nn.Module) -> Iterator[None]:
-    """Training mode inside; modes and buffers (running averages of normalisation) as they were after it."""
+    """Training mode inside, compiled models as written; modes and buffers (running averages) as they were after it."""
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.train()
     try:
-        yield
+        with as_written():
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
