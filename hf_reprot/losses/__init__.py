@@ -4,12 +4,14 @@ from ..ot.moments import RunningMoments
 from ..utils.moved import moved_name
 from .common import LossOutput
 from .distillation import LogitDistillation
+from .gaussian import GaussianTransport
 from .l2sp import L2SP
 from .partial import PartialDistillation
 from .transport import RepresentationTransport
 
 __all__ = [
     "L2SP",
+    "GaussianTransport",
     "LogitDistillation",
     "LossOutput",
     "PartialDistillation",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ot.cost import COSTS, cost_from_moments, varies
-from ..ot.moments import PairMoments, RunningMoments, attach, pair_moments
+from ..ot.moments import PairMoments, RunningMoments
 from ..ot.result import OTResult
 from ..ot.solve import METHODS, solve
 from ..ot.solvers.padding import groups, stack_padded, stack_weights, without_padding
 from ..utils.messages import check_choice
-from .collective import merge_over_processes, world_size
-from .common import GradientGate, LossOutput, check_sides
+from .common import LossOutput, check_sides
+from .terms import Term, one_sample, share_moments
 
 DEAD_NEURONS = ("keep", "ignore")
 
@@ -179,10 +179,10 @@ class RepresentationTransport(nn.Module):
         device_type = pairs[0][0].device.type if pairs else "cpu"
         with torch.autocast(device_type=device_type, enabled=False):
             terms = [_Term(pair, count) for pair, count in zip(pairs, counts, strict=True)]
-            self._share_moments(terms)
+            share_moments(terms, global_batch=self.global_batch)
             if self.debiased:
-                self._share_moments([term.student_self for term in terms])
-                self._share_moments([term.teacher_self for term in terms])
+                share_moments([term.student_self for term in terms], global_batch=self.global_batch)
+                share_moments([term.teacher_self for term in terms], global_batch=self.global_batch)
             for i, term in enumerate(terms):
                 term.matrix = self._cost(term.moments)
                 term.plan = plans[i]
@@ -195,21 +195,6 @@ class RepresentationTransport(nn.Module):
                     term.weights = self._weights(term.moments, given[i])
             self._solve(terms, detached=running is not None)
             return [self._output(term) for term in terms]
-
-    def _share_moments(self, terms: Sequence[_Term]) -> None:
-        """Fills in each term's moments, of the global batch if asked, clean of what is not finite, differentiable."""
-        local = [pair_moments(term.student, term.teacher, term.samples) for term in terms]
-        everywhere = self.global_batch and world_size() > 1
-        whole = merge_over_processes(local) if everywhere else local
-        for term, moments in zip(terms, whole, strict=True):
-            finite = moments.is_finite()
-            term.count = moments.count
-            term.gate.close_unless(finite)
-            clean = moments.where(finite, moments.zeros_like())
-            # DDP averages gradients over processes where the sum of the local ones is the gradient of the global loss.
-            scale = float(world_size()) if everywhere else 1.0
-            sides = (term.gate(term.student), term.gate(term.teacher))
-            term.moments = attach(clean, *sides, gradient_scale=scale, weights=term.samples)
 
     def _cost(self, moments: PairMoments) -> Tensor:
         return cost_from_moments(moments, standardize=self.standardize, cost=self.cost)
@@ -283,15 +268,11 @@ class RepresentationTransport(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "dead_neurons", "global_batch"))
 
 
-class _Term:
-    """One layer pair on its way through the loss."""
+class _Term(Term):
+    """With its costs and what was solved on them."""
 
     def __init__(self, pair: tuple[Tensor, Tensor], samples: Tensor | None = None):
-        self.student, self.teacher = pair
-        self.samples = samples.detach() if samples is not None else None  # (n,) how much each counts
-        self.gate = GradientGate(self.student.device)
-        self.count: Tensor
-        self.moments: PairMoments
+        super().__init__(pair, samples)
         self.matrix: Tensor
         self.solve_on: Tensor
         self.weights: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -321,7 +302,7 @@ def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
             "cost": _inner(plan, term.matrix.float()),
             "plan_entropy": entropy,
             "dropped": 1.0 - term.gate.open.float(),
-            "skipped": _one_sample(term).float(),
+            "skipped": one_sample(term).float(),
             "teacher_variance": term.moments.var_t.mean().float(),
         }
         if plan.shape[0] == plan.shape[1]:
@@ -330,12 +311,6 @@ def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
             logs["marginal_error"] = term.result.marginal_error.float()
             logs["iterations"] = term.result.iterations.float()
         return {name: torch.nan_to_num(value.detach()) for name, value in logs.items()}
-
-
-def _one_sample(term: _Term) -> Tensor:
-    """() Whether no two samples are there to compare. Of weights, the sum says little: all of them may be small."""
-    few = term.count < 2
-    return few if term.samples is None else few & ~((term.moments.var_s > 0).any() | (term.moments.var_t > 0).any())
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
