@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from .data import ImageCollator, load_image_dataset
     from .experimental.latent import LatentTransport
     from .experimental.latent.replay import FeatureReplayCallback
-    from .losses import L2SP, LogitDistillation, RepresentationTransport
+    from .losses import L2SP, GaussianTransport, LogitDistillation, RepresentationTransport
     from .models.student import create_timm_student, load_student, wrap_timm
     from .models.teacher import Teacher
     from .trainer import OTTransferTrainer
 
 _HOMES = {
     "FeatureReplayCallback": "experimental.latent.replay",
+    "GaussianTransport": "losses",
     "L2SP": "losses",
     "ImageCollator": "data",
     "LatentTransport": "experimental.latent",
@@ -39,6 +40,7 @@ _HOMES = {
 __all__ = [
     "L2SP",
     "FeatureReplayCallback",
+    "GaussianTransport",
     "ImageCollator",
     "LatentTransport",
     "LogitDistillation",

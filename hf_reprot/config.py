@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
 from .losses.baselines import FEATURE_LOSSES
+from .losses.combinations import OT_COSTS, OT_METHODS, WITH_AUTO_LAYERS, WITH_GAUSSIAN, WITH_LEARNED_COST
+from .losses.gaussian import TEACHER_MASS
 from .losses.transport import DEAD_NEURONS
 from .ot.cost import COSTS
-from .ot.solve import DIFFERENTIABLE_WEIGHTS, METHODS, SOLVED
+from .ot.solve import DIFFERENTIABLE_WEIGHTS, SOLVED
 from .utils.messages import check_choice
 
 POSITIONS = ("pooled", "all")
 TOKENS = ("auto", "class", "patches", "all")
 KD_METHODS = ("kl", "dkd")
 SELECT_BY = ("task", "transport")
-OT_COSTS = (*COSTS, "learned")
-# What a learned cost does not go with: the legal values, and why.
-_WITH_LEARNED_COST = {
-    "ot_method": (("sinkhorn", "proximal", "exact"), "a control has a plan without any cost"),
-    "ot_debiased": ((False,), "its plan is frozen, and so would the self terms' be"),
-    "ot_standardize": ((True,), "it compares neurons on one scale"),
-    "ot_dead_neurons": (("keep",), "its plan is solved before a neuron can die"),
-    "plan_momentum": ((0,), "its plan is frozen and follows no moments"),
-}
-# What changing layer pairs do not go with: the legal values, and why.
-_WITH_AUTO_LAYERS = {
-    "ot_method": (tuple(m for m in METHODS if m != "identity"), "layers of all widths may be paired"),
-    "ot_cost": (COSTS, "a learned cost belongs to the pairs that it was learned for"),
-    "select_k": ((None,), "a selection belongs to a teacher layer that stays"),
-    "feature_loss": ((None,), "its projectors belong to pairs that stay"),
-    "delta_weight": ((0,), "DELTA pairs each layer with its own copy"),
-}
 _RIVAL_WEIGHTS = ("feature_weight", "dkd_alpha", "dkd_beta", "delta_weight", "bss_weight")
 
 
@@ -67,8 +53,8 @@ class OTTransferConfig(TrainingArguments):
     > Parameters that choose what transport is compared with, on the same layer pairs
 
         feature_loss, feature_weight: A loss of `hf_reprot.losses.baselines`, with its defaults, and its weight:
-            "fitnet", "attention", "nst", "rkd", "similarity", "cka", "crd" or "wkd". Set ot_weight=0 to have it instead
-            of transport.
+            "fitnet", "attention", "nst", "rkd", "similarity", "cka", "crd", "wkd" or "rsd". Set ot_weight=0 to have it
+            instead of transport.
         kd_method: "kl", or "dkd" (decoupled; needs labels) with dkd_alpha and dkd_beta; the authors' kd_temperature
             is 4.
         delta_weight: Weight of DELTA (uniform attention), for a student that starts as a copy of the teacher.
@@ -92,7 +78,8 @@ class OTTransferConfig(TrainingArguments):
     > Parameters that control the transport
 
         ot_method, ot_cost, ot_standardize, ot_relative_epsilon, ot_epsilon, ot_debiased, ot_tolerance,
-        ot_max_iterations, ot_dead_neurons: as in `RepresentationTransport`. ot_cost="learned" freezes a plan under a
+        ot_max_iterations, ot_dead_neurons: as in `RepresentationTransport`; with ot_method="gaussian", ot_teacher_mass
+        and ot_relative_epsilon as in `GaussianTransport`. ot_cost="learned" freezes a plan under a
             cost that `hf_reprot.experimental.inverse.learn_neuron_cost` learns before the first step.
         cost_fit_steps, cost_regularisation: How many batches a cost is learned from, and how cautiously.
         select_k, select_by, select_until: Let only k teacher neurons carry the mass, chosen by learned scores; see
@@ -166,8 +153,14 @@ class OTTransferConfig(TrainingArguments):
 
     ot_method: str = _setting(
         "sinkhorn",
-        'How neurons are matched: "sinkhorn", "proximal", "exact", or a control: "identity", "random", "independent".',
-        choices=list(METHODS),
+        'How neurons are matched: "sinkhorn", "proximal", "exact"; "gaussian" (the best rotation of one set of neurons '
+        'onto the other, see `GaussianTransport`); or a control: "identity", "random", "independent".',
+        choices=list(OT_METHODS),
+    )
+    ot_teacher_mass: str = _setting(
+        "variance",
+        'ot_method="gaussian": what each teacher neuron weighs, "variance" (its own) or "uniform".',
+        choices=list(TEACHER_MASS),
     )
     ot_cost: str = _setting(
         "sqeuclidean",
@@ -183,7 +176,7 @@ class OTTransferConfig(TrainingArguments):
     )
     ot_standardize: bool = _setting(True, "Bring every neuron to zero mean and unit variance before comparing.")
     ot_relative_epsilon: float | None = _setting(
-        None, "Entropic (proximal) strength in units of the pair's mean cost; default 0.01 (0.2)."
+        None, "Entropic (proximal) strength in units of the pair's mean cost; default 0.01 (0.2; gaussian: 0.1)."
     )
     ot_epsilon: float | None = _setting(None, "The same in units of the cost; overrides ot_relative_epsilon.")
     ot_debiased: bool = _setting(False, "Use the Sinkhorn divergence: the value less half of the two self terms.")
@@ -255,10 +248,13 @@ class OTTransferConfig(TrainingArguments):
             raise ValueError(f"plan_momentum must lie in [0, 1), got {self.plan_momentum}")
         check_choice("ot_positions", self.ot_positions, POSITIONS)
         check_choice("ot_tokens", self.ot_tokens, TOKENS)
-        check_choice("ot_method", self.ot_method, METHODS)
+        check_choice("ot_method", self.ot_method, OT_METHODS)
+        check_choice("ot_teacher_mass", self.ot_teacher_mass, TEACHER_MASS)
         check_choice("ot_cost", self.ot_cost, OT_COSTS)
         if self.ot_cost == "learned":
-            self._check_learned_cost()
+            self._check_company("ot_cost='learned'", WITH_LEARNED_COST, "ot_cost='sqeuclidean'")
+        if self.ot_method == "gaussian":
+            self._check_company("ot_method='gaussian'", WITH_GAUSSIAN, "ot_method='sinkhorn'")
         check_choice("ot_dead_neurons", self.ot_dead_neurons, DEAD_NEURONS)
         if self.ot_debiased and self.ot_method != "sinkhorn":
             raise ValueError(f"ot_debiased needs ot_method='sinkhorn', got ot_method={self.ot_method!r}")
@@ -351,19 +347,14 @@ class OTTransferConfig(TrainingArguments):
             return
         if len(self.layer_pairs) > 1:
             raise ValueError(f'layer_pairs="auto" finds all pairs and stands alone, got {self.layer_pairs}')
-        for name, (legal, reason) in _WITH_AUTO_LAYERS.items():
-            if getattr(self, name) not in legal:
-                raise ValueError(
-                    f'layer_pairs="auto" does not go with {name}={getattr(self, name)!r} ({reason}): set {name} to '
-                    f"{' or '.join(map(repr, legal))}, or name the layer pairs"
-                )
+        self._check_company('layer_pairs="auto"', WITH_AUTO_LAYERS, "name the layer pairs")
 
-    def _check_learned_cost(self) -> None:
-        for name, (legal, reason) in _WITH_LEARNED_COST.items():
+    def _check_company(self, choice: str, company: Mapping[str, tuple[tuple, str]], otherwise: str) -> None:
+        for name, (legal, reason) in company.items():
             if getattr(self, name) not in legal:
                 raise ValueError(
-                    f"ot_cost='learned' does not go with {name}={getattr(self, name)!r} ({reason}): set {name} to "
-                    f"{' or '.join(map(repr, legal))}, or ot_cost='sqeuclidean'"
+                    f"{choice} does not go with {name}={getattr(self, name)!r} ({reason}): set {name} to "
+                    f"{' or '.join(map(repr, legal))}, or {otherwise}"
                 )
 
     def transport_settings(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -27,14 +28,17 @@ from hf_reprot.features.taps import Taps
 from hf_reprot.models.student import evaluating
 from hf_reprot.utils.running import accuracy, quiet
 
+from . import images as images_module
 from . import networks
 from .images import Images, Pixels, load
 from .methods import METHODS, Method
 from .networks import ConvNet, Remembered
+from .plan import TUNING_SEED as _TUNING_SEED
 from .plan import Setting, Study
 
 LITE = "efficientnet-lite"  # and a digit
 _TEACHER_SEED = 1000
+_FIRST_TEACHER_SEED = 2000  # of several
 _BATCH = 100
 
 
@@ -52,6 +56,7 @@ class Bench:
     def __init__(self, study: Study, *, live: bool = False):
         self.study, self.live = study, live
         self.train_seconds = 0.0
+        self._label_free: tuple[tuple | None, nn.Module | None] = (None, None)
         split_by_seed = study.images["name"] == "photo-cutouts"
         self.images = functools.cache(lambda seed: self._load(seed)) if split_by_seed else lambda _: self._one()
         self._one = functools.cache(lambda: self._load(0))
@@ -76,7 +81,7 @@ class Bench:
         how, images = METHODS[method], self.images(seed)
         few = images.train.take(images.few(labels, seed), self.study.views)
         student = self._student(setting, images, seed)
-        alone = not how.weight or how.weight[0] in ("weight_decay", "l2sp_weight", "bss_weight")
+        alone = not how.weight or how.weight[0] in ("learning_rate", "weight_decay", "l2sp_weight", "bss_weight")
         teacher = None if alone else self._teacher(setting, how, images, seed)
         settings = dict(how.settings) | ({how.weight[0]: weight} if how.weight else {})
         if transport is not None:
@@ -89,12 +94,17 @@ class Bench:
                 pairs = [f"blocks.{i}=blocks.{i}" for i in range(len(student.blocks) - 1)] + pairs
         began = time.perf_counter()
         if how.label_free:
-            pool = images.train.take(images.few(10_000, seed), self.study.views)
-            student = self._train(student, teacher, pool, images, seed, settings | {"layer_pairs": pairs})
-            result = _probe(student, few, images)
+            key = (setting.name, method, weight, seed)
+            if self._label_free[0] != key:  # the labels take no part: one student for all numbers of them
+                pool = images.train.take(images.few(10_000, seed), self.study.views)
+                self._train(student, teacher, pool, images, seed, settings | {"layer_pairs": pairs})
+                self._label_free = key, student
+            result = _probe(self._label_free[1], few, images)
         else:
             student = self._train(student, teacher, few, images, seed, settings | {"layer_pairs": pairs})
             result = {"test": _accuracy(student, images.test), "validation": _accuracy(student, images.validation)}
+        if isinstance(teacher, Remembered) and teacher.title:
+            result["teacher"] = teacher.title
         return result | {"seconds": round(time.perf_counter() - began, 2)}
 
     def _train(self, student, teacher, data: Pixels, images: Images, seed: int, settings: dict[str, Any]) -> nn.Module:
@@ -140,8 +150,18 @@ class Bench:
         if self.live:
             return copy.deepcopy(self._alive(setting.teacher, images))
         if _is_lite(setting.teacher) or not positions:
-            return self.remembered(setting.teacher, seed if self.study.images["name"] == "photo-cutouts" else 0)
+            of_split = seed if self.study.images["name"] == "photo-cutouts" else 0
+            of_teacher = of_split if _is_lite(setting.teacher) else self._teacher_seed(seed)
+            remembered = self.remembered(setting.teacher, of_teacher)
+            return remembered.rolled() if how.rolled else remembered
+        if how.rolled:
+            raise ValueError("a rolled teacher is a remembered one: it goes with methods that do not look at positions")
         return copy.deepcopy(self.trained(setting.teacher))
+
+    def _teacher_seed(self, seed: int) -> int:
+        """Of the teacher that a seed's student learns from."""
+        several = self.study.teachers > 1 and seed < _TUNING_SEED
+        return _FIRST_TEACHER_SEED + seed % self.study.teachers if several else _TEACHER_SEED
 
     def _alive(self, name: str, images: Images) -> nn.Module:
         return lite(name, images.classes) if _is_lite(name) else self.trained(name)
@@ -149,15 +169,18 @@ class Bench:
     def _remembered(self, name: str, seed: int) -> Remembered:
         """A teacher's last layer before its head, and its logits, for both views of every training image."""
         size = self.study.teacher_size
-        images = self.images(seed) if size is None else load(**self.study.images | {"size": size}, split=seed)
         if not _is_lite(name):
-            return Remembered(*map(torch.from_numpy, _outputs(self.trained(name), images.train.both_views())))
+            teacher = self.trained(name, seed=seed)
+            outputs = map(torch.from_numpy, _outputs(teacher, self.images(0).train.both_views()))
+            return Remembered(*outputs, f"{name}, seed {seed}, {weights_digest(teacher)}")
+        images = self.images(seed) if size is None else load(**self.study.images | {"size": size}, split=seed)
         model, maps = lite(name, 2).timm_model, []
+        title = f"{name}, {weights_digest(model, without='classifier.')}"
         with torch.no_grad(), evaluating(model):
             for views in images.train.both_views().split(_BATCH):
                 maps.append(model.forward_features(views))
         maps = torch.cat(maps)
-        return Remembered(maps, torch.zeros(len(maps), images.classes))
+        return Remembered(maps, torch.zeros(len(maps), images.classes), title)
 
     @functools.cached_property
     def _kept(self) -> dict[str, nn.Module]:
@@ -174,6 +197,7 @@ class Bench:
         study, images = self.study, self.images(0)
         steps = study.steps * 2 if coarse else study.teacher_steps
         kind = f"{study.images['name']}-{images.size}-{len(images.train)}-{name}-{steps}-{seed}{'-coarse' * coarse}"
+        kind += f"-{_sources_digest()}"  # a teacher that other code trained is another teacher
         model = networks.build(name, 3 if coarse else images.classes, images.channels, images.size, seed)
         if kind not in self._kept:
             path = cache_folder() / "study" / f"{kind}.safetensors"
@@ -203,6 +227,28 @@ class Bench:
         elif setting.start == "kept":
             student = networks.kept_neurons(self.trained(setting.teacher), student.widths, seed)
         return student
+
+
+def weights_digest(model: nn.Module, without: str | None = None) -> str:
+    """First 12 digits of the SHA-256 of a model's weights, by name.
+
+    Args:
+        model: The model.
+        without: Parameters whose names begin so are left out (a head that is drawn anew).
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if without is None or not name.startswith(without):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _sources_digest() -> str:
+    """Of the files that say how a teacher is built and what it is trained on."""
+    text = b"".join(Path(module.__file__).read_bytes() for module in (networks, images_module))
+    return hashlib.sha256(text).hexdigest()[:8]
 
 
 def lite(name: str, classes: int) -> nn.Module:

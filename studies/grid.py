@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +19,8 @@ from rich.progress import Progress
 
 from .bench import Bench
 from .methods import FACTORS, FURTHER, METHODS
-from .plan import Setting, Study
+from .plan import TUNING_SEED, Setting, Study
 
-_TUNING_SEED = 100
 _PACKAGES = ("torch", "transformers", "timm", "hf-reprot")
 
 
@@ -152,7 +153,7 @@ def _next_factors(study: Study, results: Results, setting: str, method: str) -> 
 
     First `FACTORS`; then the next one on a side, while the best so far is the last on that side and `FURTHER` has more.
     """
-    seeds = range(_TUNING_SEED, _TUNING_SEED + study.tuning_seeds)
+    seeds = range(TUNING_SEED, TUNING_SEED + study.tuning_seeds)
     done = {(line["factor"], line["seed"]) for line in results.where(phase="tuning", setting=setting, method=method)}
     tried = sorted({factor for factor, _ in done} | set(FACTORS))
     missing = [(factor, seed) for factor in tried for seed in seeds if (factor, seed) not in done]
@@ -169,8 +170,8 @@ def _next_factors(study: Study, results: Results, setting: str, method: str) -> 
 
 
 def _final(study: Study, setting: Setting, seed: int, results: Results) -> Iterator[_Run]:
-    for labels in study.labels:
-        for method in study.methods_of(setting):
+    for method in study.methods_of(setting):
+        for labels in study.labels:
             yield _Run("final", setting, method, chosen_factor(results, setting.name, method), labels, seed)
 
 
@@ -189,7 +190,21 @@ def _make(bench: Bench, results: Results, run: _Run) -> None:
     if how.beside:
         transport = METHODS[how.beside].weight[1] * chosen_factor(results, run.setting.name, how.beside)
     result = bench.run(run.setting, run.method, weight, run.labels, run.seed, transport)
-    results.add(**run.key, **({} if weight is None else {"weight": weight}), **result)
+    results.add(**run.key, **({} if weight is None else {"weight": weight}), **result, code=commit())
+
+
+@functools.cache
+def commit() -> str:
+    """Of the code that runs, with "+" behind it where files differ from it; "" outside a clone."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", ":(top)*.py"], capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name.stdout.strip() + "+" * bool(changed.stdout.strip())
 
 
 def versions() -> dict[str, str]:

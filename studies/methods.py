@@ -22,6 +22,7 @@ class Method:
         maps: It looks at positions: a remembered teacher has none, and the live one is used.
         blocks: It compares every block of two `ConvNet`s of one depth, beside the last layer.
         label_free: Trained on all images of the pool without a label; then a linear head on the labelled ones.
+        rolled: Each image gets the teacher's answer to another one: its scale and its spectrum, and no information.
     """
 
     weight: tuple[str, float] | None = None
@@ -30,6 +31,7 @@ class Method:
     maps: bool = False
     blocks: bool = False
     label_free: bool = False
+    rolled: bool = False
 
 
 def _transport(weight: float = 10.0, **settings: Any) -> Method:
@@ -40,11 +42,18 @@ def _feature(name: str, weight: float, *, maps: bool = False) -> Method:
     return Method(("feature_weight", weight), {"ot_weight": 0.0, "feature_loss": name}, maps=maps)
 
 
+def _label_free_feature(name: str, weight: float) -> Method:
+    settings = {"task_weight": 0.0, "ot_weight": 0.0, "feature_loss": name}
+    return Method(("feature_weight", weight), settings, label_free=True)
+
+
 _ALONE = {"ot_weight": 0.0}
 _LOGITS = {"kd_temperature": 4.0}
+_GAUSSIAN = {"ot_method": "gaussian", "plan_momentum": 0.9}
 
 METHODS: dict[str, Method] = {
     "student alone": Method(None, _ALONE),
+    "student alone, its rate tuned": Method(("learning_rate", 3e-3), _ALONE),
     "logits": Method(("kd_weight", 5.0), _ALONE | _LOGITS),
     "logits, DKD": Method(("kd_weight", 1.0), _ALONE | _LOGITS | {"kd_method": "dkd"}),
     # the rivals on features
@@ -55,6 +64,7 @@ METHODS: dict[str, Method] = {
     "similarity": _feature("similarity", 15000.0),
     "CKA": _feature("cka", 10.0),
     "contrastive": _feature("crd", 4.0),
+    "RSD": _feature("rsd", 25.0),
     "Gaussian W2": _feature("wkd", 1.0, maps=True),
     # regularisers of fine-tuning
     "L2": Method(("weight_decay", 0.01), _ALONE),
@@ -67,12 +77,22 @@ METHODS: dict[str, Method] = {
     "random pairing": _transport(ot_method="random"),
     "identity pairing": _transport(ot_method="identity"),
     "independent": _transport(ot_method="independent"),
+    "Gaussian transport": _transport(50.0, **_GAUSSIAN),
+    "rolled teacher": Method(("ot_weight", 50.0), _GAUSSIAN, rolled=True),
     "transport, then a linear head": Method(("ot_weight", 10.0), {"task_weight": 0.0}, label_free=True),
     "random pairing, then a linear head": Method(
         ("ot_weight", 10.0), {"task_weight": 0.0, "ot_method": "random"}, label_free=True
     ),
     "FitNet, then a linear head": Method(
         ("feature_weight", 50.0), {"task_weight": 0.0, "ot_weight": 0.0, "feature_loss": "fitnet"}, label_free=True
+    ),
+    "relational, then a linear head": _label_free_feature("rkd", 25.0),
+    "RSD, then a linear head": _label_free_feature("rsd", 25.0),
+    "Gaussian transport, then a linear head": Method(
+        ("ot_weight", 50.0), {"task_weight": 0.0} | _GAUSSIAN, label_free=True
+    ),
+    "rolled teacher, then a linear head": Method(
+        ("ot_weight", 50.0), {"task_weight": 0.0} | _GAUSSIAN, label_free=True, rolled=True
     ),
     # the method's own settings
     "exact": _transport(ot_method="exact"),

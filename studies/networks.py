@@ -49,13 +49,20 @@ class Remembered(nn.Module):
     Args:
         maps: (views, neurons, height, width), or (views, neurons) where no method looks at positions.
         logits: (views, classes).
+        title: Of the teacher whose outputs they are.
     """
 
-    def __init__(self, maps: Tensor, logits: Tensor):
+    def __init__(self, maps: Tensor, logits: Tensor, title: str = ""):
         super().__init__()
+        self.title = title
         self.register_buffer("table", maps)
         self.register_buffer("logits", logits)
         self.maps, self.features = nn.Identity(), nn.Identity()
+
+    def rolled(self) -> Remembered:
+        """The same outputs, each view with those of another one, in an order drawn once."""
+        order = torch.randperm(len(self.table), generator=torch.Generator().manual_seed(0))
+        return Remembered(self.table[order], self.logits[order], f"{self.title}, rolled")
 
     def forward(self, index: Tensor) -> Tensor:
         if index.is_floating_point():  # the made-up images, on which a trainer looks at widths

@@ -12,6 +12,7 @@ import yaml
 
 from .methods import METHODS
 
+TUNING_SEED = 100  # the first of those that weights are chosen on
 STARTS = ("new", "earlier", "kept", "copy")
 
 
@@ -55,6 +56,8 @@ class Study:
         tuning_labels: The share of labels on which weights are chosen; 0: weights as they stand in METHODS.
         tuning_seeds: Number of seeds of the choice, counted from 100.
         teacher_steps: Of a teacher's own training.
+        teachers: How many teachers of each kind, which differ in their seeds: seed s learns from number s modulo this,
+            and the choice of weights rests on another one.
         teacher_size: Height and width at which a pretrained teacher sees the images; the student's, if not given.
         reference: The method that others are compared with, pair by pair.
         shown: The number of labels that the README's table shows; the largest, if not given.
@@ -74,6 +77,7 @@ class Study:
     tuning_labels: int = 0
     tuning_seeds: int = 2
     teacher_steps: int = 1000
+    teachers: int = 1
     teacher_size: int | None = None
     reference: str = "transport"
     shown: int | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ot.cost import varies
-from ..ot.gaussian import DEFAULT_RELATIVE_EPSILON, solve_gaussian
+from ..ot.gaussian import DEFAULT_RELATIVE_EPSILON, check_epsilon, solve_gaussian
 from ..ot.moments import PairMoments, RunningMoments
 from ..utils.messages import check_choice
 from .collective import world_size
@@ -78,6 +78,7 @@ class GaussianTransport(nn.Module):
     ):
         super().__init__()
         check_choice("teacher_mass", teacher_mass, TEACHER_MASS)
+        check_epsilon(relative_epsilon=relative_epsilon)
         self.relative_epsilon = DEFAULT_RELATIVE_EPSILON if relative_epsilon is None else relative_epsilon
         self.teacher_mass = teacher_mass
         self.global_batch = global_batch
@@ -97,7 +98,8 @@ class GaussianTransport(nn.Module):
 
         Args:
             pairs: (student, teacher) neurons of each layer pair, as in `forward`.
-            running: For each pair the moments to carry: the coupling is solved on them, the gradient taken on the batch.
+            running: For each pair the moments to carry: the coupling is solved on them, the gradient taken on
+                the batch.
             sample_weights: For each pair how much each sample counts (n,), or None: all alike.
 
         Returns:

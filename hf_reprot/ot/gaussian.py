@@ -1,4 +1,4 @@
-"""Optimal transport between Gaussians that are known by their cross moments: closed form, and on devices by products."""
+"""Optimal transport between two Gaussians of which the cross moments are known, in closed form."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def solve_gaussian(
 ) -> GaussianResult:
     """Entropic transport between two centred Gaussians N(0, X X') and N(0, Y Y'), given only K = X'Y.
 
-    With s_k the singular values of K and r_k = sqrt(4 s_k^2 + eps^2), the value of the transport is
+    The value is W = min over the couplings pi of E|x - y|^2 + 2 eps KL(pi | product). With s_k the singular values of K
+    and r_k = sqrt(4 s_k^2 + eps^2) it is
 
         W = tr(XX') + tr(YY') - sum_k phi(s_k),   phi(s) = r - eps - eps log((r + eps) / (2 eps))
 
-    and phi(s) -> 2 s as eps -> 0: W is then the squared Bures-Wasserstein distance. By the envelope theorem the gradient
-    of sum phi in K is 2 Q, with
+    and phi(s) -> 2 s as eps -> 0: W is then the squared Bures-Wasserstein distance. By the envelope theorem the
+    gradient of sum phi in K is 2 Q, with
 
         Q = 2 (D + eps I)^-1 K,   D = (4 K K' + eps^2 I)^(1/2)
 
@@ -71,12 +72,10 @@ def solve_gaussian(
 
     References: Gelbrich: "On a formula for the L2 Wasserstein metric between measures on Euclidean and Hilbert spaces",
     1990; Janati, Muzellec, Peyre, Cuturi: "Entropic optimal transport between unbalanced Gaussian measures has a closed
-    form", NeurIPS 2020 (there eps is 2 sigma^2).
+    form", NeurIPS 2020 (there eps is sigma^2).
     """
     relative_epsilon = DEFAULT_RELATIVE_EPSILON if relative_epsilon is None else relative_epsilon
-    for name, value in (("relative_epsilon", relative_epsilon), ("epsilon", epsilon)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    check_epsilon(relative_epsilon=relative_epsilon, epsilon=epsilon)
     if cross.ndim != 2:
         raise ValueError(f"cross must have shape (m, n), got {tuple(cross.shape)}")
     with torch.no_grad():
@@ -96,6 +95,17 @@ def solve_gaussian(
         coupling = coupling.mT if turned else coupling
         coupling = coupling if basis is None else basis @ coupling
     return GaussianResult(with_envelope_gradient(overlap, cross, 2 * coupling), coupling, eps)
+
+
+def check_epsilon(**strengths: float | None) -> None:
+    """Refuses what is no strength of an entropy.
+
+    Raises:
+        ValueError: one that is given is not a finite number above 0.
+    """
+    for name, value in strengths.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
 def _by_eigenvalues(K: Tensor, epsilon: Tensor, _: float | None) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from ..features.activations import Activation, pair_neurons
 from ..features.pairs import LayerPair
 from ..features.taps import Taps
 from ..losses.common import LossOutput
+from ..losses.gaussian import GaussianTransport
 from ..losses.l2sp import L2SP
 from ..losses.transport import RepresentationTransport
 from ..models.modules import class_count
@@ -78,7 +79,7 @@ class TransferObjective:
         self.preprocessing = preprocessing
         self.rivals = Rivals(config, student, self.pairs, self.pair_names(), self.shares, self.teacher_names)
         self._hang_taps({*(pair.student for pair in self.pairs), *self.rivals.layers})
-        self.transport = RepresentationTransport(**config.transport_settings())
+        self.transport = transport_of(config)
         learns = config.ot_cost == "learned" and config.ot_weight > 0
         self.learned = LearnedCosts(config) if learns else None
         self.selections = Selections(config, self.pairs) if config.select_k is not None else None
@@ -209,9 +210,9 @@ class TransferObjective:
                 logs |= more
             outputs = self.transport.forward_pairs(
                 neurons,
-                plans=None if self.learned is None else self.learned.plans,
                 running=self.running,
-                teacher_weights=weights,
+                **({} if self.learned is None else {"plans": self.learned.plans}),
+                **({} if weights is None else {"teacher_weights": weights}),
                 sample_weights=[None] * len(neurons)
                 if share.empty
                 else self._sample_weights(neurons, teacher_logits, inputs, labelled=task is not None),
@@ -320,6 +321,13 @@ class TransferObjective:
                     "l2sp_weight pulls toward the weights that training starts from, and the checkpoint's run started "
                     "from others: build the student from the same start as before (not from the checkpoint) to resume"
                 )
+
+
+def transport_of(config: OTTransferConfig) -> RepresentationTransport | GaussianTransport:
+    """The transport loss that the settings describe."""
+    if config.ot_method == "gaussian":
+        return GaussianTransport(config.ot_relative_epsilon, config.ot_teacher_mass, config.ot_global_batch)
+    return RepresentationTransport(**config.transport_settings())
 
 
 def _key(pair: LayerPair) -> tuple[str, str, int]:

@@ -79,6 +79,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         {"layer_pairs": "auto", "layer_refresh_steps": 2, "layer_samples": 96, "max_steps": 3, "plan_momentum": 0.9},
     ),
     "moments carried over steps": (vit, {"plan_momentum": 0.9, "max_steps": 3}),
+    "gaussian": (vit, {"ot_method": "gaussian", "layer_pairs": PAIRS}),
     "a learned cost": (vit, {"ot_cost": "learned", "max_steps": 3}),
     "a learned projector": (vit, PROJECTOR),
     "accumulation": (vit, {"gradient_accumulation_steps": 2}),

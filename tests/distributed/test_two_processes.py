@@ -11,7 +11,7 @@ from tests.training.runs import make_trainer
 
 pytestmark = pytest.mark.distributed
 
-SETTINGS = ("{}", "{'standardize': False}", "{'debiased': True}")
+SETTINGS = ("{}", "{'standardize': False}", "{'debiased': True}", "gaussian")
 
 
 def assert_same_training(ours, theirs, values=1e-5, gradients=1e-4):

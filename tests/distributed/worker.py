@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from hf_reprot.features.taps import Taps
-from hf_reprot.losses import RepresentationTransport, collective
+from hf_reprot.losses import GaussianTransport, RepresentationTransport, collective
 from hf_reprot.training.non_finite import GradientGuard
 from tests.distributed import sharded
 from tests.distributed.runs import LOCAL, PAIRS, RUNS, run
@@ -76,13 +77,21 @@ def outcome(trainer) -> dict[str, Any]:
     return {"logs": training_logs(trainer), "weights": dict(trainer.model.state_dict())}
 
 
+def _sinkhorn(settings: dict[str, Any]) -> partial:
+    return partial(RepresentationTransport, tolerance=1e-7, **settings)
+
+
 def loss_alone(folder: Path) -> dict[str, Any]:
     """The loss on uneven batches, and what goes over the wire."""
     rank, results = dist.get_rank(), {}
     student, teacher = (torch.randn(32, d, generator=torch.Generator().manual_seed(d)) for d in (10, 14))
-    for settings in ({}, {"standardize": False}, {"debiased": True}):
-        loss = RepresentationTransport(tolerance=1e-7, **settings)
-        whole = RepresentationTransport(tolerance=1e-7, global_batch=False, **settings)
+    for settings in ({}, {"standardize": False}, {"debiased": True}, "gaussian"):
+        make = (
+            partial(RepresentationTransport, tolerance=1e-7, **settings)
+            if settings != "gaussian"
+            else GaussianTransport
+        )
+        loss, whole = make(), make(global_batch=False)
         for sizes in UNEVEN:
             mine = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], 32)
             local, everything = student[mine].clone().requires_grad_(), student.clone().requires_grad_()

@@ -133,3 +133,18 @@ def dkd(student, teacher, labels, alpha, beta, temperature):
         others = [np.delete(p, label) / (1 - p[label]) for p in (ps, pt)]
         total += alpha * kl(binary[1], binary[0]) + beta * kl(others[1], others[0])
     return temperature**2 * total / len(student)
+
+
+def rsd(s, t, first, gain, shift, last, kappa=0.01):
+    n = len(s)
+    hidden = np.array([first @ row for row in s])
+    hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5) * gain + shift
+    active = np.array([[0.5 * x * (1 + math.erf(x / math.sqrt(2))) for x in row] for row in hidden])
+    z = np.array([last @ row for row in active])
+    z, t = ((x - x.mean(0)) / (x.std(0) + 1e-5) for x in (z, t))
+    total = 0.0
+    for i in range(t.shape[1]):
+        for j in range(z.shape[1]):
+            c = sum(t[k, i] * z[k, j] for k in range(n)) / n
+            total += (1 - c) ** 2 if i == j else kappa * c**2
+    return total / t.shape[1]

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from hf_reprot import OTTransferConfig
 from hf_reprot.features.taps import Taps
 from hf_reprot.losses import LogitDistillation, RepresentationTransport
 from tests.toy_models import Images, convnext, resnet, timm_vit, vit
@@ -199,3 +200,28 @@ def test_the_weight_that_is_left_out_depends_on_what_the_teacher_knows(tmp_path,
             model.config.id2label = dict(enumerate(classes))
     trainer = make_trainer(tmp_path, model=student, teacher=teacher, **{"ot_weight": None} | settings)
     assert trainer.args.ot_weight == weight
+
+
+def test_transport_between_gaussians(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, ot_method="gaussian", ot_weight=2.0, plan_momentum=0.9)
+    trainer.train()
+    for entry in training_logs(trainer):
+        assert entry["loss"] == pytest.approx(entry["task_loss"] + 2 * entry["ot_loss"], rel=1e-4)
+        assert 0 < entry["ot_cost"] < 2
+        assert entry["ot_dropped"] == entry["ot_skipped"] == 0
+    assert trainer.transfer.plans[0].sum().item() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ot_cost", "learned"),
+        ("ot_standardize", False),
+        ("ot_epsilon", 0.1),
+        ("ot_dead_neurons", "ignore"),
+        ("select_k", 0.5),
+    ],
+)
+def test_what_transport_between_gaussians_does_not_go_with(tmp_path, name, value):
+    with pytest.raises(ValueError, match=rf"does not go with .*({name}|gaussian)"):
+        OTTransferConfig(output_dir=str(tmp_path), ot_method="gaussian", **{name: value})

@@ -7,6 +7,7 @@ from .contrastive import ContrastiveDistillation
 from .decoupled import DecoupledDistillation
 from .delta import DELTA
 from .fitnet import FitNet
+from .redundancy import RedundancySuppression
 from .relational import RelationalDistillation
 from .selectivity import NeuronSelectivityTransfer
 from .similarity import SimilarityPreserving
@@ -23,6 +24,7 @@ FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
     "cka": LinearCKA,
     "crd": ContrastiveDistillation,
     "wkd": GaussianWasserstein,
+    "rsd": RedundancySuppression,
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "GaussianWasserstein",
     "LinearCKA",
     "NeuronSelectivityTransfer",
+    "RedundancySuppression",
     "RelationalDistillation",
     "SimilarityPreserving",
     "linear_cka",
