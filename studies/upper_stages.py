@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from examples.carriers import mobilenet_v2
 from hf_reprot.losses import L2SP, GaussianTransport, RepresentationTransport
 
+from . import images
 from .bench import lite, results_folder, weights_digest
 from .grid import Results, commit
-from .images import load
 from .report import paired, spread
 
 NETWORKS = ("efficientnet-lite0", "mobilenet-v2")
@@ -129,12 +129,12 @@ class Upstairs:
 
     def _parts(self, name: str, data: int, split: int) -> tuple[dict[str, Part], int]:
         arguments = {k: v for k, v in self.plan.data[data].items() if k != "labels"}
-        images, network = load(**arguments, split=split), self.network(name)
+        loaded, network = images.load(**arguments, split=split), self.network(name)
         upper = Upper(network, 1).eval()
         below = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:-_STAGES])
         parts = {}
         for part in ("train", "validation", "test"):
-            pixels = getattr(images, part)
+            pixels = getattr(loaded, part)
             views, maps, features = pixels.both_views(), [], []
             with torch.no_grad():
                 for x in views.split(_BATCH):
@@ -143,7 +143,7 @@ class Upstairs:
             count = len(pixels)
             tables = (torch.cat(x).unflatten(0, (count, 2)) for x in (maps, features))
             parts[part] = Part(*tables, pixels.labels)
-        return parts, images.classes
+        return parts, loaded.classes
 
     def split_of(self, data: int, seed: int) -> int:
         """Photos are few, and each seed has a split of its own."""
