@@ -12,8 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 from .hub.errors import HubError
+from .hub.privacy import redact
 
 app = typer.Typer(
     name="hf-reprot",
@@ -43,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FloatingPointError as error:  # a run that went wrong, not a mistake in what was typed
         print(f"hf-reprot: {error}", file=sys.stderr)
         code = 1
-    except (ValueError, TypeError, OSError, HubError) as error:
+    except (ValueError, TypeError, OSError, HubError, SafetensorError) as error:
         code = _mistake(" ".join(str(error).split()) or type(error).__name__)
     raise SystemExit(code or 0)
 
 
 def _mistake(message: str) -> int:
-    print(f"hf-reprot: error: {message}", file=sys.stderr)
+    print(f"hf-reprot: error: {redact(message)}", file=sys.stderr)
     return 2
 
 

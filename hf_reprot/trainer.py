@@ -39,7 +39,7 @@ from .training.auxiliary import CompanionsMixin
 from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
 from .training.checkpointing import CheckpointingMixin
-from .training.checks import check_batch_size, check_launch, check_pairs, settle_ot_weight
+from .training.checks import check_batch_size, check_launch, check_pairs, explained_single_samples, settle_ot_weight
 from .training.classes import ClassesMixin
 from .training.collating import check_not_empty, check_prepared, collator_for_images, columns_in_words
 from .training.head import HeadMixin
@@ -300,7 +300,8 @@ class OTTransferTrainer(
         """One micro-batch. Every term is a mean over it; `compute_loss_func` gets the count over the whole step."""
         self._share = next(self._shares, Share())
         items = num_items_in_batch if self.compute_loss_func is not None else None
-        loss = super().training_step(model, inputs, items)
+        with explained_single_samples():
+            loss = super().training_step(model, inputs, items)
         self._watch.check()
         return loss
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..utils.safetensors_only import check_file
 from .keys import KEY_BYTES
 from .manifest import CacheError, Settings, ShardFacts, write_json, write_whole
 
@@ -97,6 +98,10 @@ class Shard:
         if size != facts.bytes:
             word = "truncated" if size < facts.bytes else "too long"
             raise CacheError(f"the shard {facts.file} is {word}: {size:,} bytes, and the manifest says {facts.bytes:,}")
+        try:
+            check_file(path)
+        except ValueError as error:
+            raise CacheError(f"the shard {facts.file} is damaged: {error}") from None
         self._map = np.memmap(path, dtype=np.uint8, mode="r")
         dtype, raw = _SAFETENSORS[settings.dtype], _RAW[settings.dtype]
         wanted = {KEYS: ("U8", (KEY_BYTES,)), SOURCES: ("U8", (KEY_BYTES,)), CHECKS: ("I64", ())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..utils.hub_tokens import token_in, without_tokens
 
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # mappings and lists inside each other
@@ -23,6 +26,10 @@ _BY_HAND = {
 }
 _OFF = ("none", "false", "0", "no", "")
 _WORDS = {True: "on, yes or true", False: "off, no or false"}
+
+
+class _RecipeError(ValueError):
+    """A mistake in a recipe, said already."""
 
 
 def read_recipe_file(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +45,8 @@ def read_recipe_file(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: the file cannot be read, is not YAML or not a mapping; names a setting that does not exist (the
-            nearest one is named) or gives it a value of another type; is too large or too deep.
+            nearest one is named) or gives it a value of another type, or twice; holds an infinite number or a token of
+            the Hub; is too large or too deep.
 
     Example:
         >>> import tempfile
@@ -50,9 +58,19 @@ def read_recipe_file(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     text = _text(path)
     try:
         _check_shape(path, yaml.parse(text, Loader=yaml.SafeLoader))
+        _check_names(path, yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"the recipe {path} is not YAML: {_hidden(' '.join(str(error).split()))}") from None
+    except _RecipeError:
+        raise
+    except (ValueError, OverflowError) as error:  # a date that is none, a number of thousands of digits
+        raise ValueError(f"the recipe {path} holds a value that cannot be read: {_hidden(str(error))}") from None
+    if token_in(content) or (isinstance(content, dict) and content.get("hub_token")):
+        raise ValueError(
+            f"the recipe {path} holds a token of the Hub: a recipe is shared. Take it out and revoke the token; "
+            "runs have theirs from `hf auth login` or the environment (HF_TOKEN)"
+        )
     if not isinstance(content, dict):
         raise ValueError(f"the recipe {path} must be a mapping of settings, got {type(content).__name__}")
     for name, value in content.items():
@@ -60,6 +78,8 @@ def read_recipe_file(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(str(name), list(settings), n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"the recipe {path} names {_short(name)}, which is no setting{hint}")
+        if _is_endless(value):
+            raise ValueError(f"the recipe {path} gives {name} the value {_short(value)}: it takes finite numbers")
         if not _fits(value, settings[name]):
             raise ValueError(
                 f"the recipe {path} gives {name} the value {_short(value)}, and it takes "
@@ -93,7 +113,7 @@ def _check_shape(path: Path, events: Iterable[yaml.Event]) -> None:
     depth = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(
+            raise _RecipeError(
                 f"the recipe {path} repeats a part of itself by a reference (*{event.anchor}): write the part again"
             )
         if isinstance(event, yaml.CollectionStartEvent):
@@ -101,7 +121,37 @@ def _check_shape(path: Path, events: Iterable[yaml.Event]) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEEPEST:
-            raise ValueError(f"the recipe {path} has more than {DEEPEST} lists and mappings inside each other")
+            raise _RecipeError(f"the recipe {path} has more than {DEEPEST} lists and mappings inside each other")
+
+
+def _check_names(path: Path, node: yaml.Node | None) -> None:
+    """Refuses a name that stands twice in a mapping, where YAML would take the last one without a word."""
+    left = [node]
+    while left:
+        node = left.pop()
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                left += [key, value]
+                if not isinstance(key, yaml.ScalarNode):
+                    continue  # YAML has a word for it
+                line = key.start_mark.line + 1
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise _RecipeError(f"the recipe {path} merges mappings (<<, line {line}): write them out")
+                if key.value in seen:
+                    raise _RecipeError(f"the recipe {path} gives {_hidden(key.value)} twice (line {line}): keep one")
+                seen.add(key.value)
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether a number that is infinite, or none, stands anywhere in a value."""
+    if isinstance(value, Mapping):
+        return any(map(_is_endless, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_endless, value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -162,6 +212,10 @@ def _asks_for(name: str, value: Any) -> str | None:
     return None
 
 
+def _hidden(text: str) -> str:
+    return without_tokens(text, "<token>")
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _hidden(repr(value))
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import OTTransferConfig
 from ..data.collator import ImageCollator
@@ -21,11 +23,14 @@ from ..data.dataset_columns import Columns, find_columns
 from ..data.datasets import load_image_dataset
 from ..data.labels import REGRESSION, SINGLE, label_names, problem_of
 from ..models.head import linear_head
+from ..models.loading import explained
 from ..models.student import create_timm_student, load_student
 from ..trainer import OTTransferTrainer
 from ..training.collating import check_label, collator_for_images
 from ..utils.running import accuracy
 from .recipe_file import read_recipe_file
+
+logger = logging.getLogger(__name__)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -229,7 +234,7 @@ def _metrics(prepared: Prepared) -> Any:
 def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
     """Trains, evaluates, saves and, where asked, pushes."""
     trainer = build_trainer(recipe, config)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=_where_to_resume(config))
     if recipe.fit_head:
         _fit_head(trainer, recipe)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
@@ -242,6 +247,15 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
     else:
         trainer.save_model()
     return RunResult(trainer, metrics, Path(config.output_dir))
+
+
+def _where_to_resume(config: OTTransferConfig) -> str | None:
+    """The setting; None for "true" in a run without checkpoints: a loop of restarts begins somewhere."""
+    asked = config.resume_from_checkpoint
+    if str(asked).lower() == "true" and not any(Path(config.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+        logger.warning("There is no checkpoint in %s yet: the run starts anew", config.output_dir)
+        return None
+    return asked
 
 
 def _check_head(recipe: Recipe, prepared: Prepared) -> None:
@@ -302,10 +316,14 @@ def _student_and_processor(recipe: Recipe, names: Sequence[str] | None, problem:
         scratch = recipe.student_from_scratch
         student = load_student(source, names, from_scratch=scratch, trust_remote_code=trust, **options)
     except ValueError as error:
+        if Path(source).exists():
+            raise
         near = difflib.get_close_matches(source.split("/")[-1], timm.list_models(), n=3)
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
-    return student, AutoImageProcessor.from_pretrained(source.partition("@")[0], trust_remote_code=trust)
+    repo, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
+    with explained(source, {}, what="student's image processor"):
+        return student, AutoImageProcessor.from_pretrained(repo, revision=revision or None, trust_remote_code=trust)
 
 
 def teachers_of(recipe: Recipe) -> list[str | dict[str, Any]]:

@@ -14,6 +14,7 @@ from ..plots.charts import comparison_figure, curves_figure
 from ..plots.maps import layer_plan_figure
 from ..plots.style import save_figure
 from .examples import loading_examples
+from .foreign import picture_of, repo_of
 from .licenses import License, license_warnings
 from .markdown import cell, code, data_title, plain, slug
 from .metadata import card_metadata
@@ -58,7 +59,7 @@ def write_card(record: RunRecord, folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     figures = {CURVES: curves_figure(record.history), COMPARISON: comparison_figure(compared_models(record))}
     for facts in record.layer_plans:
-        if facts.picture is not None:
+        if picture_of(facts.picture) is not None:
             names = (facts.student_layers, facts.teacher_layers)
             figures[facts.picture] = layer_plan_figure(facts.plan, facts.cost, *names)
     for name, figure in figures.items():
@@ -99,7 +100,7 @@ def rebuild_card(folder: str | os.PathLike, *, repo_id: str | None = None) -> Pa
 def render_card(record: RunRecord, folder: str | os.PathLike | None = None) -> str:
     """The text of the card; it shows the pictures that lie in the folder."""
     present = (lambda name: True) if folder is None else (lambda name: (Path(folder) / name).is_file())
-    repo = record.repo_id or UNKNOWN_REPO.format(slug(record.name))
+    repo = repo_of(record.repo_id) or UNKNOWN_REPO.format(slug(record.name))
     loss, transport = split_settings(record)
     text = _template().render(
         record=record,
@@ -111,10 +112,10 @@ def render_card(record: RunRecord, folder: str | os.PathLike | None = None) -> s
         models=model_rows(record),
         speeds=speed_sentence(record),
         pictures={name: path for name, path in (("curves", CURVES), ("comparison", COMPARISON)) if present(path)},
-        plans=[pair for pair in record.pairs if pair.picture and present(pair.picture)],
-        layer_plans=[facts for facts in record.layer_plans if facts.picture and present(facts.picture)],
+        plans=[pair for pair in record.pairs if picture_of(pair.picture) and present(pair.picture)],
+        layer_plans=[facts for facts in record.layer_plans if picture_of(facts.picture) and present(facts.picture)],
         repo=repo,
-        repo_known=record.repo_id is not None,
+        repo_known=repo_of(record.repo_id) is not None,
         examples=loading_examples(record, repo),
         facts=fact_rows(record),
         several_teachers=len(record.teachers) > 1,

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from safetensors import safe_open
-
+from ..utils.safetensors_only import check_file, check_folder, check_inside
 from .privacy import holds_token, public
 
 logger = logging.getLogger(__name__)
@@ -56,8 +55,8 @@ def student_contents(folder: str | Path) -> list[Content]:
 
     Raises:
         FileNotFoundError: no such folder, or no weights or no config in it.
-        ValueError: pickles, damaged or missing pieces of weights, weights that are not the student's, or a token in a
-            file. Nothing may be pushed then.
+        ValueError: pickles, damaged or missing pieces of weights, weights that are not the student's, a link out of the
+            folder, or a token in a file. Nothing may be pushed then.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,9 +75,10 @@ def checkpoint_contents(folder: str | Path, path_in_repo: str) -> list[Content]:
     """All files of a checkpoint but pickled arguments and cards, to resume from; they go below `path_in_repo`.
 
     Raises:
-        ValueError: a token in a file.
+        ValueError: a token in a file, weights that are damaged or no safetensors, or a link out of the folder.
     """
     folder = Path(folder)
+    check_folder(folder, deep=True)
     contents = _contents(folder, _walk(folder, (*_LEFT_BEHIND, "README.md")))
     return [Content(f"{path_in_repo}/{content.path_in_repo}", content.source) for content in contents]
 
@@ -125,7 +125,9 @@ def _is_known(name: str) -> bool:
 
 
 def _check_pickles(folder: Path, files: Iterable[str]) -> None:
-    pickles = [name for name in files if PurePosixPath(name).suffix in _PICKLES or _starts_like_a_pickle(folder / name)]
+    pickles = [
+        name for name in files if PurePosixPath(name).suffix.lower() in _PICKLES or _starts_like_a_pickle(folder / name)
+    ]
     if pickles:
         raise ValueError(
             f"{folder} holds {_some(pickles)}, which can run code on the machine of whoever loads it: only safetensors "
@@ -154,24 +156,16 @@ def _check_weights(folder: Path, files: list[str]) -> None:
     settings = "adapter_config.json" if main[0].startswith("adapter_") else "config.json"
     if settings not in files:
         raise FileNotFoundError(f"{folder} holds weights but no {settings}: nobody could load them")
-    for index in (name for name in files if name.endswith(".safetensors.index.json")):
-        pieces = set(_json(folder / index).get("weight_map", {}).values())
-        missing = sorted(piece for piece in pieces if not (folder / index).with_name(piece).is_file())
-        if missing:
-            raise ValueError(f"{folder} lacks pieces of the weights: {_some(missing)}. Save the student again")
+    check_folder(folder, only=[folder / name for name in files])
     for name in weights:
-        try:
-            with safe_open(folder / name, framework="pt") as file:  # reads the header and the size, no weights
-                keys = list(file.keys())
-        except Exception as error:
-            raise ValueError(f"{folder / name} is damaged ({error}): save the student again") from None
-        if any(key.split(".")[0] in ("teacher", "teachers", "teacher_model") for key in keys):
+        if any(key.split(".")[0] in ("teacher", "teachers", "teacher_model") for key in check_file(folder / name)):
             raise ValueError(f"{folder / name} holds weights of a teacher inside the student: they are not pushed")
 
 
 def _contents(folder: Path, files: Iterable[str]) -> list[Content]:
     contents = []
     for name in files:
+        check_inside(folder / name, folder)
         source: Path | bytes = folder / name
         if PurePosixPath(name).name in _PATHS_IN:
             source = _without_paths(folder / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .foreign import repo_of, word_of
 from .record import RunRecord
 
 _AUTO_CLASSES = {
@@ -29,7 +30,7 @@ def loading_examples(record: RunRecord, repo: str) -> list[Example]:
         return [Example("With peft (the adapter goes on the weights that it was trained on):", _peft(record, repo))]
     examples = []
     if record.student.library in ("transformers", "timm"):
-        if record.task is not None:
+        if word_of(record.task) is not None:
             examples.append(Example("With transformers, in one call:", _pipeline(record.task, repo)))
         examples.append(Example("With transformers, model and preprocessing apart:", _auto(record, repo)))
     if record.student.library == "timm":
@@ -94,7 +95,7 @@ def _timm(record: RunRecord, repo: str) -> str:
 
 def _peft(record: RunRecord, repo: str) -> str:
     auto = _AUTO_CLASSES.get(record.task or "", "AutoModel")
-    start = record.start.name if record.start.kind == "hub" else "the weights it started from"
+    start = (repo_of(record.start.name) if record.start.kind == "hub" else None) or "the weights it started from"
     head = f", num_labels={record.classes}, ignore_mismatched_sizes=True" if record.classes is not None else ""
     return (
         "from peft import PeftModel\n"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from .foreign import text_of, url_of
 
 # Ids that the Hub's card validation takes (hf.co/docs/hub/repositories-licenses); any other name goes under "other".
 HUB_LICENSES = frozenset(
@@ -41,18 +44,20 @@ class License:
     link: str | None = None
 
     @classmethod
-    def of(cls, text: str | list | None, name: str | None = None, link: str | None = None) -> License | None:
+    def of(cls, text: Any, name: Any = None, link: Any = None) -> License | None:
         """A licence from what a card, a data set or a config calls it; None where it says nothing.
 
         Args:
             text: An id, a name, or the terms themselves (of which only the first words are kept).
             name, link: A card's `license_name` and `license_link`.
+
+        What is not text, and an address that is not of a strict form, says nothing.
         """
         if isinstance(text, list):
             text = text[0] if text else None
-        if not isinstance(text, str) or not text.strip() or text.strip().lower() in ("unknown", "none", "n/a"):
+        text, name, link = text_of(text), text_of(name), url_of(link)
+        if text is None or text.lower() in ("unknown", "none", "n/a"):
             return None
-        text = " ".join(text.split())
         known = re.sub(r"[\s_]+", "-", text.lower())
         known = _SPELLINGS.get(known, known)
         if known in HUB_LICENSES and known != "other":
@@ -76,11 +81,11 @@ class License:
 
     def metadata(self) -> dict[str, str]:
         """The fields of a card's metadata. The Hub wants a name beside "other"."""
-        if self.id != "other":
+        if self.id in HUB_LICENSES:
             return {"license": self.id}
-        slug = re.sub(r"[^a-z0-9.]+", "-", (self.name or "see-the-origin").lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9.]+", "-", (self.name or "").lower()).strip("-") or "see-the-origin"
         # The Hub takes an address; a name of a file means a file of the repository that the licence came from.
-        link = self.link if self.link and re.fullmatch(r"https?://\S+", self.link) else None
+        link = url_of(self.link)
         return {"license": "other", "license_name": slug} | ({"license_link": link} if link else {})
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from typing import Any
 
 from .facts import DataFacts, ModelFacts
+from .foreign import clean, escaped, repo_of, revision_of, url_of
 from .record import RunRecord
 
 
 def plain(value: Any) -> str:
     """Text from outside as Markdown that shows it and does nothing else."""
-    return re.sub(r"([\\`*\[\]<>])", r"\\\1", " ".join(str(value).split()))
+    return escaped(value)
 
 
 def cell(value: Any) -> str:
@@ -23,7 +23,7 @@ def cell(value: Any) -> str:
 
 def code(value: Any) -> str:
     """What stands between two backticks, inside a table, too."""
-    return " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
+    return " ".join(clean(str(value)).split()).replace("`", "'").replace("|", "\\|")
 
 
 def setting_value(value: Any) -> str:
@@ -34,13 +34,15 @@ def setting_value(value: Any) -> str:
 
 
 def link(text: str, url: str) -> str:
-    """A link in Markdown."""
-    return f"[{cell(text)}]({html.escape(url, quote=True)})"
+    """A link in Markdown; the text alone where the address is not of a strict form."""
+    return f"[{cell(text)}]({url})" if url_of(url) is not None else cell(text)
 
 
 def repository_link(name: str, revision: str | None, page: str = "") -> str:
     """A link to a repository at a revision; commits are shortened in the text, not in the link."""
-    if revision is None:
+    if repo_of(name) is None:
+        return cell(name)
+    if revision_of(revision) is None:
         return link(name, f"https://huggingface.co/{page}{name}")
     short = revision[:12] if re.fullmatch(r"[0-9a-f]{40}", revision) else revision
     return link(f"{name}@{short}", f"https://huggingface.co/{page}{name}/tree/{revision}")

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import re
-
 from huggingface_hub import EvalResult, ModelCardData
 
+from .foreign import repo_of, revision_of, text_of, word_of
 from .markdown import slug
 from .record import RunRecord
 
 _TAGS = ("hf_reprot", "optimal-transport", "knowledge-distillation")
-_REPO_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 
 
 def card_metadata(record: RunRecord) -> ModelCardData:
     """The metadata of the card, as the Hub's validation takes it."""
     tags = [*_TAGS] if record.teachers else ["hf_reprot"]
-    tags += [f"teacher:{teacher.name}" for teacher in record.teachers if teacher.origin == "hub"]
+    tags += [
+        f"teacher:{teacher.name}" for teacher in record.teachers if teacher.origin == "hub" and repo_of(teacher.name)
+    ]
     if record.student.library == "timm":
         tags += ["timm", "transformers"]  # the same repository loads in both
     data = ModelCardData(
-        language=record.language or None,
+        language=[code for code in record.language if word_of(code)] or None,
         library_name=_library(record),
-        pipeline_tag=record.task,
-        tags=[*tags, *(tag for tag in record.tags if tag not in tags)],
+        pipeline_tag=word_of(record.task),
+        tags=list(dict.fromkeys([*tags, *(tag for tag in map(text_of, record.tags) if tag is not None)])),
         datasets=_hub_datasets(record) or None,
-        metrics=[name for name in _metric_names(record) if name != "loss"] or None,
+        metrics=[name for name in map(text_of, _metric_names(record)) if name not in ("loss", None)] or None,
         **(record.license.metadata() if record.license is not None else {}),
     )
-    if record.start.kind == "hub" and record.start.name:
+    if record.start.kind == "hub" and repo_of(record.start.name):
         data.base_model = record.start.name
         data["base_model_relation"] = "adapter" if record.student.library == "peft" else "finetune"
     results = _eval_results(record)
     if results:
-        data.model_name = record.name
+        data.model_name = text_of(record.name) or "student"
         data.eval_results = results
     return data
 
@@ -43,7 +43,7 @@ def _library(record: RunRecord) -> str | None:
 
 
 def _hub_datasets(record: RunRecord) -> list[str]:
-    return [data.repo for data in record.data_sets() if data.repo is not None and _REPO_ID.fullmatch(data.repo)]
+    return [data.repo for data in record.data_sets() if repo_of(data.repo) is not None]
 
 
 def _metric_names(record: RunRecord) -> list[str]:
@@ -52,16 +52,16 @@ def _metric_names(record: RunRecord) -> list[str]:
 
 def _eval_results(record: RunRecord) -> list[EvalResult]:
     """One result a data set: the Hub takes results of the same data set, configuration and split for one."""
-    if record.task is None:
+    if word_of(record.task) is None:
         return []
     results: list[EvalResult] = []
     taken: set[tuple] = set()
     for evaluation in record.evaluations:
         data, split = evaluation.data, evaluation.data.split
-        name, kind = data.name, data.repo or slug(data.name)
+        name, kind = text_of(data.name) or "data", repo_of(data.repo) or slug(data.name)
         if data.part is not None:
-            name = f"{name} ({data.part})"
-            split = data.part if (kind, data.config, split) in taken else split
+            name = f"{name} ({text_of(data.part)})"
+            split = text_of(data.part) if (kind, data.config, split) in taken else split
         taken.add((kind, data.config, split))
         results += [
             EvalResult(
@@ -69,11 +69,11 @@ def _eval_results(record: RunRecord) -> list[EvalResult]:
                 task_name=record.task.replace("-", " ").capitalize(),
                 dataset_type=kind,
                 dataset_name=name,
-                dataset_config=data.config,
-                dataset_split=split,
-                dataset_revision=data.revision,
-                metric_type=metric,
-                metric_name=metric.replace("_", " ").capitalize(),
+                dataset_config=text_of(data.config),
+                dataset_split=text_of(split),
+                dataset_revision=revision_of(data.revision),
+                metric_type=text_of(metric) or "metric",
+                metric_name=(text_of(metric) or "metric").replace("_", " ").capitalize(),
                 metric_value=value,
             )
             for metric, value in evaluation.metrics.items()

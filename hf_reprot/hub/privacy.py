@@ -10,10 +10,10 @@ from typing import Any
 
 from huggingface_hub import get_token
 
+from ..utils.hub_tokens import token_in, without_tokens
+
 REMOVED = "<removed>"
 
-# Tokens of the Hub; `hf_` followed by a word of a name is none.
-_TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}\b|\bhf_oauth_[\w.-]{20,}")
 _BEARER = re.compile(r"(?i)\bbearer\s+[^\s'\"]+")
 # A path from the root, the home or a drive, inside a text. What follows "://", a word or a dot is none.
 _PATH = re.compile(r"(?<![\w.:/\\@~<-])(?:~\w*|[A-Za-z]:)?[/\\](?:[\w.+@~-]+[/\\])+(?P<last>[\w.+@-]*)[/\\]?")
@@ -25,13 +25,13 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
     known = {secret for secret in (*secrets, _logged_in_token()) if secret and len(secret.strip()) >= 6}
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, REMOVED).replace(secret.strip(), REMOVED)
-    return _BEARER.sub(f"Bearer {REMOVED}", _TOKEN.sub(REMOVED, text))
+    return _BEARER.sub(f"Bearer {REMOVED}", without_tokens(text, REMOVED))
 
 
 def holds_token(text: str) -> bool:
     """Whether a text holds the token that is logged in, or what looks like one of the Hub's."""
     own = _logged_in_token()
-    return bool(_TOKEN.search(text)) or bool(own and own in text)
+    return token_in(text) or bool(own and own in text)
 
 
 def without_paths(text: str) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..models.modules import class_name
 from .facts import DataFacts, ModelFacts, Start
+from .foreign import text_of
 from .licenses import License
 from .privacy import folder_name
 
@@ -71,9 +72,9 @@ def model_facts(model: nn.Module, name: str | None = None, **known: Any) -> Mode
     config = getattr(inner, "config", None)
     architecture, library = class_name(inner), "torch"
     if architecture.startswith("TimmWrapper"):
-        architecture, library = config.architecture, "timm"
+        architecture, library = text_of(config.architecture) or architecture, "timm"
     elif isinstance(getattr(inner, "pretrained_cfg", None), Mapping):
-        architecture, library = inner.pretrained_cfg.get("architecture") or architecture, "timm"
+        architecture, library = text_of(inner.pretrained_cfg.get("architecture")) or architecture, "timm"
     elif hasattr(config, "model_type"):
         library = "transformers"
     if inner is not model:
@@ -113,8 +114,9 @@ def data_facts(dataset: Any) -> DataFacts | None:
     license = License.of(info.license)
     if license is None and repo is not None:
         license = hub_license(repo, revision, "dataset")
-    name = repo or (folder_name(info.dataset_name) if info.dataset_name else None) or "data made in memory"
-    config = info.config_name if info.config_name not in (None, "default") else None
+    given, config = text_of(info.dataset_name), text_of(info.config_name)
+    name = repo or (folder_name(given) if given else None) or "data made in memory"
+    config = config if config != "default" else None
     return DataFacts(name, samples, repo, config, revision, split, license)
 
 

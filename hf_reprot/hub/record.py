@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..models.head import HeadFit
-from ..utils.strict_json import from_mapping
+from ..utils.strict_json import fitting, from_mapping
 from .facts import DataFacts, ModelFacts, Start
+from .foreign import clean, picture_of
 from .licenses import License
 from .privacy import public
 
@@ -179,14 +180,15 @@ class RunRecord:
     def save(self, folder: str | os.PathLike, secrets: Iterable[str | None] = ()) -> Path:
         """Writes `transfer.json` into a folder, whole or not at all.
 
-        Tokens, `secrets` and places on this machine are taken out.
+        Tokens, `secrets` and places on this machine are taken out, and so is what `load` would refuse: whatever someone
+        put into the metadata of a model or of data, a run does not end by it.
 
         Returns:
             The file.
         """
         path = Path(folder) / RECORD_FILE
         # A number that JSON has no word for says nothing on a card, either.
-        content = public(_finite(dataclasses.asdict(self)), secrets)
+        content = fitting(RunRecord, public(_finite(_plain(dataclasses.asdict(self))), secrets))
         waiting = path.with_name(f"_{RECORD_FILE}.part")
         waiting.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(waiting, path)
@@ -207,15 +209,19 @@ class RunRecord:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise ValueError(f"{path} was written by a later hf_reprot (layout {version}; this one reads {FORMAT})")
         try:
-            record = from_mapping(cls, content)
-        except ValueError as error:
+            record = from_mapping(cls, _plain(content))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not the record of a run: {error}") from None
+        if any(pair.teacher_index not in range(len(record.teachers)) for pair in (*record.pairs, *record.layer_plans)):
+            raise ValueError(f"{path} is not the record of a run: a layer of a teacher that is not there")
+        for facts in (*record.pairs, *record.layer_plans):  # a card is written beside them, and nowhere else
+            facts.picture = picture_of(facts.picture)
         return record
 
 
@@ -235,6 +241,17 @@ def thinned_log(entries: Iterable[dict[str, Any]], limit: int = _LOG_ENTRIES) ->
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON's kinds: text that can be written and shown, and text in the place of other objects."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float) else clean(str(value))
 
 
 def _finite(value: Any) -> Any:

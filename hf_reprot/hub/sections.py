@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config import OTTransferConfig
 from .facts import ModelFacts
+from .foreign import url_of
 from .licenses import License
 from .markdown import (
     cell,
@@ -14,6 +15,7 @@ from .markdown import (
     data_link,
     data_title,
     duration,
+    link,
     model_link,
     origin_link,
     parameter_count,
@@ -140,8 +142,8 @@ def speed_sentence(record: RunRecord) -> str:
     last = measured[-1]
     inputs = sorted({speed.input for speed in measured})
     return (
-        f"Speed: forward passes in evaluation mode, batches of {last.batch_size}, inputs of {' and '.join(inputs)}, "
-        f"{last.dtype}, on {cell(last.device)}."
+        f"Speed: forward passes in evaluation mode, batches of {last.batch_size}, inputs of "
+        f"{cell(' and '.join(inputs))}, {cell(last.dtype)}, on {cell(last.device)}."
     )
 
 
@@ -157,7 +159,7 @@ def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
         rows.append(("Trained on", data_link(record.train_data)))
     rows += [("Evaluated on", data_link(evaluation.data)) for evaluation in record.evaluations]
     if record.input is not None:
-        rows.append(("Input", record.input))
+        rows.append(("Input", cell(record.input)))
     if record.classes is not None:
         rows.append(("Classes", f"{record.classes}{_PROBLEMS.get(record.problem_type or '', '')}"))
     if record.class_notes:
@@ -268,7 +270,7 @@ def licence_sentences(record: RunRecord) -> list[str]:
         if license is None:
             return "not known"
         title = plain(license.title)
-        return f"[{title}]({license.link})" if license.link and license.link.startswith("https://") else title
+        return link(license.title, license.link) if url_of(license.link) is not None else title
 
     sentences = [f"The student: {said(record.license)}."]
     if record.start.kind in ("hub", "folder"):

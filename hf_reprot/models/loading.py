@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from transformers import (
 )
 
 from ..data.preprocessing import Preprocessing
+from ..utils.hub_tokens import without_tokens
+from ..utils.safetensors_only import check_options, check_source
+from .model_size import check_numbers, check_size
 
 # Heads that give logits for a class; any other checkpoint is loaded without its head.
 _HEADS = {
@@ -41,7 +44,6 @@ _HEADS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
 }
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder", "token")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 _FIRST_PROCESS_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 LEGAL = 'a hub id ("org/name", "org/name@revision", "timm/name") or a folder'
@@ -71,25 +73,56 @@ def load_pretrained(source: str, *, dtype: torch.dtype | str | None = None, opti
         ValueError: it does not exist, cannot be reached, holds no safetensors weights, or they do not fill the model.
     """
     options = dict(options)
-    if options.pop("use_safetensors", True) is False:
-        raise ValueError("use_safetensors=False is not possible for a teacher: pickled weights can run code when read")
+    with explained(source, options, what="teacher"):
+        check_options(options)
+        place = locate(source, options, what="teacher")
+        options.pop("revision", None)
+        return _load(place.path, place.name, place.revision, dtype, options)
+
+
+@dataclass
+class Place:
+    """Where a checkpoint lies: `path` is a folder or a hub id, `name` the same as it was written, `revision` the commit
+    in a repository (None for a folder)."""
+
+    path: str
+    name: str
+    revision: str | None
+
+
+def locate(source: str, options: Mapping[str, Any], *, what: str) -> Place:
+    """The folder, or the repository and the commit in it, that a source stands for.
+
+    Args:
+        source: A hub id, with or without "@revision", or a folder.
+        options: Keyword arguments for `from_pretrained`; `revision` may be among them.
+        what: What a message calls it: "teacher" or "student".
+
+    Raises:
+        ValueError: it does not exist, cannot be reached, or is no folder of a model.
+    """
     for prefix in _PREFIXES:  # timm's way to write a source
         source = source.removeprefix(prefix)
     folder = Path(source).expanduser()
+    if folder.is_dir():
+        _check_folder(folder / (options.get("subfolder") or ""))
+        return Place(str(folder), source, None)
+    if folder.is_absolute() or source.startswith((".", "~")):
+        raise ValueError(f"there is no folder {source!r} to load a {what} from. Legal is {LEGAL}")
+    repo, revision = _split_revision(source, options.get("revision"), what)
+    return Place(repo, repo, _commit(repo, revision, options, what))
+
+
+@contextlib.contextmanager
+def explained(source: str, options: Mapping[str, Any], *, what: str) -> Iterator[None]:
+    """Turns whatever the libraries raise while a source is loaded into a `ValueError` of one line without tokens."""
     try:
-        if folder.is_dir():
-            _check_folder(folder)
-            return _load(str(folder), source, None, dtype, options)
-        if folder.is_absolute() or source.startswith((".", "~")):
-            raise ValueError(f"there is no folder {source!r} to load a teacher from. Legal is {LEGAL}")
-        repo, revision = _split_revision(source, options.pop("revision", None))
-        revision = _commit(repo, revision, options)
-        return _load(repo, repo, revision, dtype, options)
+        yield
     except ValueError as error:
-        raise ValueError(_without_tokens(str(error), options)) from error.__cause__
+        raise ValueError(_without_tokens(" ".join(str(error).split()), options)) from error.__cause__
     except Exception as error:  # the libraries raise many kinds; to a user each means that this source does not load
         reason = _without_tokens(_one_line(error), options)
-        raise ValueError(f"the teacher {source!r} cannot be loaded: {reason}") from None
+        raise ValueError(f"the {what} {source!r} cannot be loaded: {reason}") from None
 
 
 def _load(path: str, name: str, revision: str | None, dtype: torch.dtype | str | None, options: dict) -> Pretrained:
@@ -102,12 +135,16 @@ def _load(path: str, name: str, revision: str | None, dtype: torch.dtype | str |
     rest = {k: v for k, v in rest.items() if k in changes} | hub | trust
     if dtype is not None:
         rest["dtype"] = dtype
-    refuse_pickles(config.to_dict(), source=path)
+    content = config.to_dict()
+    check_numbers(content, source=name)
+    shapes = check_source(path, content, rest, what="teacher")
+    rest.pop("use_safetensors", None)
     mend_timm(config)
     auto_class = _auto_class(config)
     vision = getattr(config, "vision_config", None)
     if auto_class is AutoModel and isinstance(vision, PreTrainedConfig):
         config = vision  # of a model of images and texts (CLIP, SigLIP), the half that sees
+    check_size(auto_class, config, shapes, source=name)
     model = _fill(auto_class, path, name, config, rest)
     return Pretrained(model, name, revision, _preprocessing(path, model, hub | trust))
 
@@ -115,23 +152,82 @@ def _load(path: str, name: str, revision: str | None, dtype: torch.dtype | str |
 def _fill(auto_class: Any, path: str, name: str, config: PreTrainedConfig, options: dict[str, Any]) -> nn.Module:
     """The model with every weight from the checkpoint: weights left at random would teach noise."""
 
-    def read(**more: Any) -> tuple[nn.Module, list[str]]:
+    def read(**more: Any) -> tuple[nn.Module, Mapping[str, Any]]:
         with _on_every_process():
-            model, report = auto_class.from_pretrained(
+            return auto_class.from_pretrained(
                 path, config=config, use_safetensors=True, output_loading_info=True, **options, **more
             )
-        return model, sorted(report.get("missing_keys") or ())
 
-    model, missing = read()
+    model, report = read()
+    missing = report.get("missing_keys") or ()
     if missing and all("pooler" in key.split(".") for key in missing):
-        model, missing = read(add_pooling_layer=False)  # the checkpoint has none, so the model gets none
-    if missing:
+        model, report = read(add_pooling_layer=False)  # the checkpoint has none, so the model gets none
+    check_fit(model, report, name=name, what="teacher")
+    return model
+
+
+def check_fit(
+    model: nn.Module, report: Mapping[str, Any], *, name: str, what: str, heads: Sequence[str] = ()
+) -> list[str]:
+    """Refuses weights that are not those of the model: what they leave out would be random.
+
+    Whole parts that only the checkpoint has (a decoder, a text model, another head) are no misfit.
+
+    Args:
+        model: The loaded model.
+        report: What `from_pretrained` says with `output_loading_info=True`.
+        name: What a message calls the source.
+        what: "teacher" or "student".
+        heads: Paths of modules that may be new.
+
+    Returns:
+        Names of the parameters of `heads` that are new.
+
+    Raises:
+        ValueError: parameters or statistics without weights, weights of another shape, or weights for layers that the
+            model would have to have.
+    """
+
+    def new(key: str) -> bool:
+        return bool(heads) and (any(key.startswith(f"{head}.") for head in heads) or "pooler" in key.split("."))
+
+    missing = sorted(report.get("missing_keys") or ())
+    shapes = {key: (tuple(there), tuple(here)) for key, there, here in report.get("mismatched_keys") or ()}
+    lacking = [key for key in missing if not new(key)]
+    if lacking:
         raise ValueError(
-            f"the teacher {name!r} lacks weights for {len(missing)} parameter(s) of {type(model).__name__} "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would be random. Load the model "
+            f"the {what} {name!r} lacks weights for {len(lacking)} parameter(s) of {type(model).__name__} "
+            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}), which would be random. Load the model "
             "that the weights are for, and pass the module"
         )
-    return model
+    other = [f"{key} is {there} there and {here} here" for key, (there, here) in sorted(shapes.items()) if not new(key)]
+    if other:
+        raise ValueError(
+            f"weights of the {what} {name!r} have other shapes than {type(model).__name__} ({'; '.join(other[:3])}"
+            f"{'; ...' if len(other) > 3 else ''}): its config is not that of the weights"
+        )
+    surplus = sorted(key for key in report.get("unexpected_keys") or () if _is_of(model, key))
+    if surplus:
+        raise ValueError(
+            f"the {what} {name!r} has {len(surplus)} weight(s) more than {type(model).__name__} takes "
+            f"({', '.join(surplus[:3])}{', ...' if len(surplus) > 3 else ''}): its config is not that of the weights"
+        )
+    return sorted({*missing, *shapes})
+
+
+def _is_of(model: nn.Module, key: str) -> bool:
+    """Whether a weight without a place would belong into a part that the model has: into a layer, or a list of layers.
+
+    A part that the model has nothing of (the deepest module on the way is neither) was left out on purpose.
+    """
+    module = model
+    for part in key.split(".")[:-1]:
+        inner = dict(module.named_children()).get(part)
+        if inner is None:
+            break
+        module = inner
+    numbered = isinstance(module, nn.ModuleList | nn.Sequential)
+    return module is not model and (numbered or any(True for _ in module.parameters(recurse=False)))
 
 
 @contextlib.contextmanager
@@ -157,31 +253,6 @@ def _auto_class(config: PreTrainedConfig) -> Any:
     if config.model_type == "timm_wrapper":  # timm's own checkpoints name no class, only the number of classes
         return AutoModelForImageClassification if config.num_labels > 0 else AutoModel
     return AutoModel
-
-
-def refuse_pickles(config: Any, *, source: str) -> None:
-    """Refuses a config that has timm read a file of its own while it makes the model: older versions unpickle it.
-
-    Args:
-        config: The content of a config.json.
-        source: What it belongs to, for the message.
-
-    Raises:
-        ValueError: it names such a file, wherever in it.
-    """
-    left = [config]
-    while left:
-        value = left.pop()
-        if isinstance(value, Mapping):
-            if value.get("checkpoint_path"):
-                raise ValueError(
-                    f"the config of {source!r} asks for weights from {str(value['checkpoint_path'])!r}, which may run "
-                    "code when they are read: only safetensors beside the config are. Take checkpoint_path out of it "
-                    "if you trust the rest"
-                )
-            left += value.values()
-        elif isinstance(value, list | tuple):
-            left += value
 
 
 def mend_timm(config: PreTrainedConfig) -> None:
@@ -213,16 +284,13 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{config} is not readable JSON") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{config} is no JSON object")
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"{folder} holds no safetensors weights, and others are not read: save them with save_pretrained first"
-        )
 
 
-def _split_revision(source: str, option: str | None) -> tuple[str, str | None]:
+def _split_revision(source: str, option: str | None, what: str) -> tuple[str, str | None]:
     repo, _, revision = source.partition("@")
     if revision and option and revision != option:
-        raise ValueError(f"the teacher {source!r} names a revision, and init_kwargs another one ({option!r}): give one")
+        given = "init_kwargs" if what == "teacher" else "revision="
+        raise ValueError(f"the {what} {source!r} names a revision, and {given} another one ({option!r}): give one")
     return repo, revision or option or None
 
 
@@ -232,10 +300,10 @@ def commit_of(repo: str, revision: str) -> str | None:
     Raises:
         ValueError: no such repository or revision, or it cannot be reached.
     """
-    return _commit(repo, revision, {})
+    return _commit(repo, revision, {}, "teacher")
 
 
-def _commit(repo: str, revision: str | None, options: dict[str, Any]) -> str | None:
+def _commit(repo: str, revision: str | None, options: Mapping[str, Any], what: str) -> str | None:
     """The commit that a revision stands for, so that config, weights and processor are of one state.
 
     Raises:
@@ -243,29 +311,29 @@ def _commit(repo: str, revision: str | None, options: dict[str, Any]) -> str | N
     """
     at = f" at revision {revision!r}" if revision else ""
     offline = (
-        f"the teacher {repo!r}{at} is neither a folder here nor in the cache, and the Hub cannot be reached. Legal is "
+        f"the {what} {repo!r}{at} is neither a folder here nor in the cache, and the Hub cannot be reached. Legal is "
         f"{LEGAL}"
     )
     try:
         hub = {k: v for k, v in options.items() if k in _HUB_OPTIONS and k != "proxies"}
         path = hf_hub_download(repo, "config.json", revision=revision, **hub)
     except HFValidationError as error:
-        raise ValueError(f"{repo!r} is no name of a teacher. Legal is {LEGAL}{_nearest(repo)}") from error
+        raise ValueError(f"{repo!r} is no name of a {what}. Legal is {LEGAL}{_nearest(repo)}") from error
     except GatedRepoError as error:
         raise ValueError(
-            f"the teacher {repo!r} is gated: accept its terms on the Hub and log in with `hf auth login`"
+            f"the {what} {repo!r} is gated: accept its terms on the Hub and log in with `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise ValueError(f"the teacher {repo!r} has no revision {revision!r}") from error
+        raise ValueError(f"the {what} {repo!r} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
         raise ValueError(
-            f"the teacher {repo!r} is neither a folder here nor a model on the Hub (or it is private, and you are not "
+            f"the {what} {repo!r} is neither a folder here nor a model on the Hub (or it is private, and you are not "
             f"logged in). Legal is {LEGAL}{_nearest(repo)}"
         ) from error
     except LocalEntryNotFoundError as error:  # before EntryNotFoundError, which it is a kind of
         raise ValueError(offline + _nearest(repo)) from error
     except EntryNotFoundError as error:
-        raise ValueError(f"the teacher {repo!r}{at} has no config.json: it is no transformers or timm model") from error
+        raise ValueError(f"the {what} {repo!r}{at} has no config.json: it is no transformers or timm model") from error
     except Exception as error:  # no network, a proxy, a server in trouble
         raise ValueError(f"{offline} ({type(error).__name__})") from error
     found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", str(path))
@@ -290,4 +358,4 @@ def _without_tokens(text: str, options: Mapping[str, Any]) -> str:
     token = options.get("token")
     if isinstance(token, str) and token:
         text = text.replace(token, "<token>")
-    return _TOKEN.sub("<token>", text)
+    return without_tokens(text, "<token>")

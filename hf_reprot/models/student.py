@@ -6,9 +6,9 @@ import contextlib
 import copy
 import difflib
 import inspect
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -24,11 +24,16 @@ from transformers import (
 )
 
 from ..data.preprocessing import fixed_image_size, image_channels
+from ..features.architecture import head_paths
 from ..features.compiled import in_place
+from ..utils.safetensors_only import check_config, check_options, check_source
 from .class_rows import settle_rows
 from .classes import name_classes
-from .loading import mend_timm, refuse_pickles
-from .modules import names_of_config
+from .loading import Place, check_fit, explained, locate, mend_timm
+from .model_size import check_memory, check_numbers, check_size
+from .modules import names_of_config, some
+
+logger = logging.getLogger(__name__)
 
 TIMM_PREFIX = "timm_model."
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
@@ -99,57 +104,90 @@ def load_student(
         options: What `from_pretrained` takes.
 
     Raises:
-        ValueError: there is no such model, or it has no safetensors weights.
+        ValueError: there is no such model; it has no safetensors weights, or others than its config describes (only the
+            head may be of another size, or missing: it is new then, which a warning says); or it does not load.
     """
-    path, _, revision = os.fspath(source).partition("@")
-    if revision and not Path(source).exists():
-        source, options = path, {"revision": revision} | options
-    given = dict(options)
+    name, given = os.fspath(source), dict(options)
     if label_names is not None:
         numbered = dict(enumerate(label_names))
         # The number, too: a timm config looks at it alone, and would keep the old head under new names.
         options |= {"num_labels": len(numbered), "id2label": numbered, "label2id": {n: i for i, n in numbered.items()}}
-    try:
-        again = {name: options[name] for name in (*_HUB_OPTIONS, "trust_remote_code") if name in options}
-        hub = {name: value for name, value in again.items() if name != "trust_remote_code"}
-        refuse_pickles(PreTrainedConfig.get_config_dict(source, **hub)[0], source=os.fspath(source))
-        config, rest = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **options)
+    with explained(name, options, what="student"):
+        check_options(options)
+        place = locate(name, options, what="student")
+        options.pop("revision", None)
+        pinned = {} if place.revision is None else {"revision": place.revision}
+        return _load_student(place, label_names, from_scratch, options | pinned, given | pinned)
+
+
+def _load_student(
+    place: Place,
+    label_names: Sequence[str] | None,
+    from_scratch: bool,
+    options: dict[str, Any],
+    given: dict[str, Any],
+) -> PreTrainedModel:
+    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    content = PreTrainedConfig.get_config_dict(place.path, **hub)[0] | {
+        name: value for name, value in options.items() if name in ("model_args", "architecture", "transformers_weights")
+    }
+    check_numbers(content, source=place.name)
+    if from_scratch:
+        check_config(content, source=place.name)
+        config, _ = AutoConfig.from_pretrained(place.path, return_unused_kwargs=True, **options)
         mend_timm(config)  # of a folder that timm itself wrote
-        if from_scratch:
-            trust = options.get("trust_remote_code", False)
-            student = AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
-            student.weights_from = "scratch"
-        else:
-            rest = {name: value for name, value in rest.items() if name in options} | again
-            student = AutoModelForImageClassification.from_pretrained(
-                source, config=config, ignore_mismatched_sizes=True, use_safetensors=True, **rest
+        check_memory(AutoModelForImageClassification, config, source=place.name)
+        trust = options.get("trust_remote_code", False)
+        student = AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
+        student.weights_from = "scratch"
+    else:
+        shapes = check_source(place.path, content, options, what="student")
+        options.pop("use_safetensors", None)
+        again = {name: options[name] for name in (*_HUB_OPTIONS, "trust_remote_code") if name in options}
+        config, rest = AutoConfig.from_pretrained(place.path, return_unused_kwargs=True, **options)
+        mend_timm(config)
+        check_size(AutoModelForImageClassification, config, shapes, source=place.name)
+        student, report = AutoModelForImageClassification.from_pretrained(
+            place.path,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{name: value for name, value in rest.items() if name in options} | again,
+        )
+        heads = [path for path in head_paths(student) if path]
+        new = check_fit(student, report, name=place.name, what="student", heads=heads)
+        if new:
+            logger.warning(
+                "The head of the student %s (%s) is new, with random weights: %s",
+                place.name,
+                some(heads),
+                "the checkpoint's is for other classes" if report.get("mismatched_keys") else "the checkpoint has none",
             )
-    except OSError as error:
-        raise ValueError(
-            f"student {os.fspath(source)!r} is neither a folder nor a model that can be had from the Hub: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
     if label_names is not None:
         name_classes(student, label_names)
         if not from_scratch:
-            _settle_head(student, source, label_names, given)
+            _settle_head(student, place, label_names, given)
     return student
 
 
-def _settle_head(student: PreTrainedModel, source: str | os.PathLike, names: Sequence[str], options: dict) -> None:
+def _settle_head(student: PreTrainedModel, place: Place, names: Sequence[str], options: dict[str, Any]) -> None:
     """Sees to it that no row of the head stands under the name of another class."""
     trust = options.get("trust_remote_code", False)
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **hub)
+    options = {name: value for name, value in options.items() if name != "use_safetensors"}
+    config = AutoConfig.from_pretrained(place.path, trust_remote_code=trust, **hub)
     mend_timm(config)
 
     def make(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
 
     def load() -> PreTrainedModel:
-        return AutoModelForImageClassification.from_pretrained(source, config=config, use_safetensors=True, **options)
+        return AutoModelForImageClassification.from_pretrained(
+            place.path, config=config, use_safetensors=True, **options
+        )
 
-    settle_rows(student, names, names_of_config(config), make, load, os.fspath(source))
+    settle_rows(student, names, names_of_config(config), make, load, place.name)
 
 
 def wrap_timm(

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from ..utils.safetensors_only import ADAPTER_WEIGHTS, check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,7 @@ def check_whole(folder: str | os.PathLike) -> None:
         json.loads(state.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _damaged(folder, f"{_STATE} is cut off or no JSON") from error
-    weights = sorted(folder.rglob("*.safetensors"))  # PEFT has folders for adapters with names
-    if not [path for path in weights if not path.name.startswith(Path(STATE_FILE).stem)]:
-        raise _damaged(folder, "the weights are missing")
-    for path in weights:
-        if not _is_whole_safetensors(path):
-            raise _damaged(folder, f"{path.name} is cut off or no safetensors file")
-    _check_shards(folder)
+    check_weights(folder)
     for name in ("optimizer.pt", "scheduler.pt", *_rng_files(folder), *(p.name for p in folder.glob("scaler.pt"))):
         path = folder / name
         if not path.is_file():
@@ -60,28 +55,48 @@ def check_whole(folder: str | os.PathLike) -> None:
             raise _damaged(folder, f"{name} is cut off or no file of torch.save")
 
 
-def last_whole_checkpoint(output_dir: str | os.PathLike) -> str:
-    """The checkpoint with the most steps that is whole; damaged ones are passed over with a warning.
+def check_weights(folder: str | os.PathLike) -> None:
+    """Refuses a checkpoint whose weights are missing, damaged or no safetensors; they are not read.
 
     Raises:
-        ValueError: there is none; the message says what is wrong with the newest one.
+        ValueError: the message names the file.
+    """
+    folder = Path(folder)
+    # What the stock trainer looks for; where it finds none, it takes pickles of the same names.
+    stock = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, ADAPTER_WEIGHTS)
+    named = list(folder.glob(f"*/{ADAPTER_WEIGHTS}"))  # PEFT has folders for adapters with names
+    if not named and not any((folder / name).is_file() for name in stock):
+        raise _damaged(folder, "the weights are missing")
+    try:
+        check_folder(folder, deep=True)
+    except ValueError as error:
+        raise _damaged(folder, str(error)) from None
+
+
+def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The checkpoint with the most steps that is whole; damaged ones are passed over with a warning.
+
+    None where all are damaged, which a warning says: a run that was stopped while it wrote its first checkpoint has
+    nothing to go on from and starts anew.
+
+    Raises:
+        ValueError: there is no checkpoint at all.
     """
     found = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         if number.isdigit() and folder.is_dir():
             found.append((int(number), folder))
-    reasons = []
     for _, folder in sorted(found, reverse=True):
         try:
             check_whole(folder)
         except ValueError as error:
             logger.warning("%s", error)
-            reasons.append(str(error))
         else:
             return str(folder)
-    if reasons:
-        raise ValueError(f"no checkpoint in {output_dir} can be resumed from: {reasons[0]}")
+    if found:
+        logger.warning("No checkpoint in %s is whole: the run starts anew", output_dir)
+        return None
     raise ValueError(f"No valid checkpoint found in output directory ({output_dir})")
 
 
@@ -128,36 +143,13 @@ def explained_failure(folder: str | os.PathLike, written: Callable[[], bool], *,
 def _is_write_error(error: RuntimeError) -> bool:
     """Whether torch.save could not write: it raises a bare RuntimeError, also where the file system said why."""
     return any(
-        part in str(error) for part in ("PytorchStreamWriter", "inline_container", "file write", "unexpected pos")
+        part in str(error)
+        for part in ("PytorchStreamWriter", "inline_container", "file write", "unexpected pos", "iostream", "basic_ios")
     )
 
 
 def _damaged(folder: Path, reason: str) -> ValueError:
     return ValueError(f"the checkpoint {folder} is damaged or unfinished: {reason}. Resume from an earlier one")
-
-
-def _is_whole_safetensors(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except (struct.error, ValueError, MemoryError, OverflowError):
-        return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends, default=0)
-
-
-def _check_shards(folder: Path) -> None:
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
-        raise _damaged(folder, f"{index.name} is cut off or no JSON") from error
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
-        raise _damaged(folder, f"{', '.join(missing[:3])} is missing")
 
 
 def _rng_files(folder: Path) -> list[str]:

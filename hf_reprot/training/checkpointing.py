@@ -16,6 +16,7 @@ from ..features.compiled import is_compiled, own_hooks
 from ..models.student import portable_state_dict
 from .checkpoint_files import (
     PROCESSES,
+    check_weights,
     check_whole,
     explained_failure,
     has_plain_weights,
@@ -41,6 +42,8 @@ class CheckpointingMixin:
     def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         """As in `Trainer`. Resumes from whole checkpoints only: with True, from the last one that is.
 
+        Where none of them is (the run was stopped while it wrote the first), it starts anew, with a warning.
+
         Raises:
             ValueError: the checkpoint is damaged, unfinished or of another model.
             OSError: a checkpoint could not be written; the earlier ones are as they were.
@@ -51,7 +54,8 @@ class CheckpointingMixin:
         if resume_from_checkpoint and not self._is_sharded():
             if isinstance(resume_from_checkpoint, bool):
                 resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-            check_whole(resume_from_checkpoint)
+            if resume_from_checkpoint is not None:
+                check_whole(resume_from_checkpoint)
         self._restored = None
         self.transfer.hang()
         with contextlib.ExitStack() as self._while_training:
@@ -144,7 +148,10 @@ class CheckpointingMixin:
 
     def _load_strictly(self, folder: str, model=None) -> bool:
         """Loads all weights or raises; False where the stock ways (sharded training, adapters) know better."""
-        if self._is_sharded() or not has_plain_weights(folder):
+        if self._is_sharded():
+            return False
+        check_weights(folder)  # the best model, too: its place is read from the checkpoint
+        if not has_plain_weights(folder):
             return False
         student = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         if isinstance(student, PreTrainedModel):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -117,6 +118,23 @@ def check_batch_size(config: OTTransferConfig, samples: int, widths: Sequence[tu
                 widest,
                 min(noise, 1.0),
             )
+
+
+@contextlib.contextmanager
+def explained_single_samples() -> Iterator[None]:
+    """Says what to do where batch normalisation gets one value a channel: a batch of one sample (the last of an epoch).
+
+    Whether it does depends on the student's grid at each layer; so it is told when it happens.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "the student's batch normalisation cannot train on a batch of one sample: give at least two samples, set "
+            "per_device_train_batch_size to 2 or more, and dataloader_drop_last=True where one sample is left over"
+        ) from error
 
 
 def _made_up_batch(student: nn.Module, objective: TransferObjective, device: torch.device) -> dict[str, Any] | None:

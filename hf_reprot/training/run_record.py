@@ -16,6 +16,7 @@ from ..cache.teacher import CachedTeacher
 from ..data.preprocessing import image_channels
 from ..hub.card import LAYERS, PLAN
 from ..hub.facts import DataFacts, ModelFacts, Speed, Start
+from ..hub.foreign import text_of
 from ..hub.licenses import License
 from ..hub.provenance import data_facts, model_facts, start_of, task_of, teacher_facts
 from ..hub.record import Evaluation, Job, LayerPlanFacts, PairFacts, RunRecord, thinned_log
@@ -93,7 +94,7 @@ def collect_record(
         head_data=_head_data(trainer),
         seconds=next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None),
         history=thinned_log(entry for entry in log if not is_foreign(entry, trainer)),
-        tags=[*listed(said.get("tags")), *(getattr(student, "model_tags", None) or ())],
+        tags=[*listed(said.get("tags")), *listed(getattr(student, "model_tags", None))],
         language=listed(said.get("language")),
     )
     record.job = _job(record, trainer)
@@ -149,8 +150,9 @@ def student_of(trainer: Any) -> nn.Module:
 
 
 def listed(value: str | list[str] | None) -> list[str]:
-    """None, one or several, as a list."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+    """None, one or several texts, as a list; what is no text is left out."""
+    values = [] if value is None else [value] if isinstance(value, str) else list(value)
+    return [text for text in map(text_of, values) if text is not None]
 
 
 def _job(record: RunRecord, trainer: Any) -> Job:

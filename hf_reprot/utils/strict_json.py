@@ -42,6 +42,48 @@ def from_mapping(cls: type[T], data: Any, where: str = "") -> T:
     return cls(**values)
 
 
+def fitting(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+    """The mapping without what `from_mapping` would refuse: what is written can be read again.
+
+    Args:
+        cls: The dataclass that it is a mapping of.
+        data: The mapping, as `dataclasses.asdict` gives it.
+    """
+    hints, found = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        value = _fitted(hints[field.name], data.get(field.name))
+        if value is not _MISFIT:
+            found[field.name] = value
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            found[field.name] = next(empty for empty in _EMPTY if _fitted(hints[field.name], empty) is not _MISFIT)
+    return found
+
+
+_MISFIT = object()
+_EMPTY: tuple[Any, ...] = (None, "not known", 0, [], {})
+
+
+def _fitted(kind: Any, value: Any) -> Any:
+    """A value as `_check` takes it, without the parts that it would refuse; `_MISFIT` where nothing is left."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        tries = (_fitted(option, value) for option in arguments)
+        return next((tried for tried in tries if tried is not _MISFIT), _MISFIT)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return fitting(kind, value)
+    if origin is list and isinstance(value, list | tuple):
+        items = [_fitted(arguments[0], item) for item in value]
+        return [item for item in items if item is not _MISFIT]
+    if origin is dict and isinstance(value, dict):
+        items = {str(key): _fitted(arguments[1], item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item is not _MISFIT}
+    try:
+        _check(kind, value, "")
+    except ValueError:
+        return _MISFIT
+    return value
+
+
 def _check(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:

@@ -172,3 +172,39 @@ def test_nothing_is_written_outside_the_output_folder(tmp_path, monkeypatch, wri
 def _everything(folder):
     """Files and folders, without following links."""
     return {Path(place) / name for place, folders, files in os.walk(folder) for name in (*folders, *files)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: .inf\n", "gives learning_rate the value inf: it takes finite numbers"),
+        ("num_train_epochs: -.inf\n", "gives num_train_epochs the value -inf"),
+        ("ot_weight: .nan\n", "gives ot_weight the value nan"),
+        ("teacher: [{id: a, weight: .inf}]\n", "gives teacher the value"),
+        ("ot_weight: 1\nseed: 3\not_weight: 2\n", "gives ot_weight twice (line 6): keep one"),
+        ("teacher: [{id: a, id: b}]\n", "gives id twice (line 4): keep one"),
+        ("teacher: {<<: {id: a}, weight: 1}\n", "merges mappings (<<, line 4)"),
+        ("run_name: 2024-99-99\n", "holds a value that cannot be read"),
+        ("hub_token: x\n", "holds a token of the Hub"),
+    ],
+)
+def test_values_that_mean_nothing_and_names_that_stand_twice(write, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        parse_recipe([], write(BASE + text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["hf_" + "Ab12" * 8, "hf_oauth_" + "Ab-1._" * 6, "api_org_" + "Ab12" * 8])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("hub_token: {}\n", "run_name: my {}\n", "{}: 1\n", "teacher: [{{id: a, token: {}}}]\n"),
+        *('teacher_model_init_kwargs: \'{{"token": "{}"}}\'\n', "student: [{}\n", "ot_wight: {}\n"),
+    ],
+)
+def test_a_token_in_a_recipe_is_refused_and_not_shown(write, place, token):
+    with pytest.raises(ValueError) as caught:
+        parse_recipe([], write(BASE + place.format(token)))
+    assert token not in str(caught.value)
+    if "[{}" not in place:
+        assert "holds a token of the Hub: a recipe is shared" in str(caught.value)

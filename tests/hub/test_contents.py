@@ -117,8 +117,9 @@ def test_adapters_may_lie_in_folders(tmp_path):
 
 def test_a_checkpoint_goes_up_whole_but_for_pickled_arguments(tmp_path):
     folder = student_folder(tmp_path)
-    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "transfer_state.safetensors", "README.md"):
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "README.md"):
         (folder / name).write_bytes(b"x")
+    save_file({"processes": torch.tensor(1)}, folder / "transfer_state.safetensors")
     (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": "/home/ada/s/checkpoint-5"}))
     contents = {c.path_in_repo: c.source for c in checkpoint_contents(folder, "last-checkpoint")}
     assert json.loads(contents["last-checkpoint/trainer_state.json"]) == {"best_model_checkpoint": "checkpoint-5"}

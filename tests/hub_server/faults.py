@@ -1,4 +1,4 @@
-"""Failures on demand: the next request that fits gets an error status, a cut connection, or no answer."""
+"""Failures on demand: the next request that fits gets an error status, a cut connection, no answer, or a late one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ class Fault:
     """One planned failure.
 
     `kind` is "status" (answer with `status`, do nothing), "cut" (close the connection after `after_bytes` of the
-    request's body, or of the answer's body where the request has none) or "lost" (do the work, give no answer).
+    request's body, or of the answer's body where the request has none) "lost" (do the work, give no answer)
+    or "slow" (do the work, answer after `seconds`). A "status" may carry a `retry_after` header.
     """
 
     kind: str
@@ -22,6 +23,8 @@ class Fault:
     status: int = 503
     after_bytes: int = 0
     message: str = ""
+    retry_after: str = ""
+    seconds: float = 0.0
 
 
 class Faults:
@@ -31,7 +34,7 @@ class Faults:
         self._planned: list[Fault] = []
         self._lock = threading.Lock()
 
-    def plan(self, kind: str, method: str, path: str, times: int, **details: int | str) -> None:
+    def plan(self, kind: str, method: str, path: str, times: int, **details: int | float | str) -> None:
         """Add a failure for the next `times` requests with this method whose path contains the regex `path`."""
         if times < 1:
             raise ValueError(f"times={times}; a fault happens at least once")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+import time
 import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -57,6 +58,8 @@ class Handler(BaseHTTPRequestHandler):
             record.status = response.status
             if fault is not None and fault.kind == "lost":
                 raise _Cut
+            if fault is not None and fault.kind == "slow":
+                time.sleep(fault.seconds)
             self._write(response, fault)
         except (_Cut, ConnectionError, TimeoutError):
             record.cut = True
@@ -68,7 +71,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, request: Request, fault: Fault | None) -> Response:
         if fault is not None and fault.kind == "status":
-            return HubError(fault.status, fault.message or "A fault was planned here").response()
+            response = HubError(fault.status, fault.message or "A fault was planned here").response()
+            if fault.retry_after:
+                response.headers["Retry-After"] = fault.retry_after
+            return response
         token = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         if token:
             request.identity = self.hub.accounts.find(token)

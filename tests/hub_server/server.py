@@ -154,7 +154,9 @@ class HubServer:
 
     # failures
 
-    def fail_next(self, method: str, path: str = "", times: int = 1, status: int = 503, message: str = "") -> None:
+    def fail_next(
+        self, method: str, path: str = "", times: int = 1, status: int = 503, message: str = "", retry_after: str = ""
+    ) -> None:
         """Answer the next `times` requests with an error status, and do nothing of what they ask.
 
         Args:
@@ -164,7 +166,7 @@ class HubServer:
             status: The HTTP status. The client repeats most requests by itself after 500, 502, 503, 504 and 429.
             message: The Hub's error message.
         """
-        self.faults.plan("status", method, path, times, status=status, message=message)
+        self.faults.plan("status", method, path, times, status=status, message=message, retry_after=retry_after)
 
     def cut_next(self, method: str, path: str = "", times: int = 1, after_bytes: int = 0) -> None:
         """Close the connection of the next `times` requests after `after_bytes` bytes.
@@ -176,6 +178,10 @@ class HubServer:
     def lose_next(self, method: str, path: str = "", times: int = 1) -> None:
         """Do what the next `times` requests ask, but close the connection without an answer."""
         self.faults.plan("lost", method, path, times)
+
+    def slow_next(self, method: str, path: str = "", times: int = 1, seconds: float = 1.0) -> None:
+        """Do the work of the next matching requests, and answer after some seconds."""
+        self.faults.plan("slow", method, path, times, seconds=seconds)
 
     # for the routes
 

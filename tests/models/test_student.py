@@ -1,10 +1,13 @@
 """Students load again: in transformers, in a pipeline and in timm, with the same logits."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import (
@@ -166,5 +169,113 @@ def test_a_pretrained_student_gets_a_head_for_its_labels(tmp_path, kind):
 
 
 def test_a_student_from_nowhere(tmp_path):
-    with pytest.raises(ValueError, match="neither a folder nor a model"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nothing' to load a student from"):
         load_student(tmp_path / "nothing", ["a"], local_files_only=True)
+
+
+def _edited(folder, edit):
+    """The folder of a student, its weights changed."""
+    weights = edit(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _start(kind, folder):
+    from tests.toy_models import resnet, vit
+
+    start = {"vit": vit, "resnet": resnet}[kind]() if kind != "timm" else create_timm_student("resnet10t", NAMES)
+    save(start, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
+def test_weights_that_do_not_fit_are_refused(tmp_path, kind):
+    folder = _start(kind, tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    _edited(folder, lambda w: {f"other.{name}": value for name, value in w.items()})
+    with pytest.raises(ValueError, match=r"lacks weights for .*which would be random"):
+        load_student(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    norm = {"vit": "layernorm_before", "resnet": "embedder.normalization", "timm": "layer1.0.bn1"}[kind]
+    _edited(folder, lambda w: {name: value for name, value in w.items() if norm not in name})
+    with pytest.raises(ValueError, match=rf"lacks weights for .*{norm.split('.')[-1]}"):
+        load_student(folder, NAMES)
+    (folder / "model.safetensors").write_bytes(whole)
+    if kind != "vit":  # the statistics of batch normalisation alone
+        _edited(folder, lambda w: {name: value for name, value in w.items() if "running_var" not in name})
+        with pytest.raises(ValueError, match="running_var"):
+            load_student(folder)
+        (folder / "model.safetensors").write_bytes(whole)
+    endings = (".0.weight", "key.weight", "convolution.weight")
+    inner = next(name for name in load_file(folder / "model.safetensors") if name.endswith(endings))
+    _edited(folder, lambda w: w | {inner: torch.zeros(3, 3)})
+    with pytest.raises(ValueError, match=r"have other shapes .*\(3, 3\) there"):
+        load_student(folder, NAMES)
+
+
+def test_layers_that_the_config_leaves_out_are_a_misfit_and_other_parts_are_not(tmp_path):
+    folder = _start("vit", tmp_path)
+    _edited(folder, lambda w: w | {"decoder.weight": torch.zeros(2, 2), "vit.pooler.dense.weight": torch.zeros(24, 24)})
+    load_student(folder)
+    _edited(folder, lambda w: w | {"vit.encoder.layer.2.output.dense.bias": torch.zeros(24)})
+    with pytest.raises(ValueError, match=r"has 1 weight\(s\) more than ViTForImageClassification"):
+        load_student(folder)
+
+
+def test_a_new_head_is_said(tmp_path, caplog):
+    folder = _start("vit", tmp_path)
+    load_student(folder, NAMES)
+    assert not caplog.records
+    load_student(folder, ["cat", "dog"])
+    assert "(classifier) is new, with random weights: the checkpoint's is for other classes" in caplog.text
+    caplog.clear()
+    _edited(folder, lambda w: {name: value for name, value in w.items() if "classifier" not in name})
+    load_student(folder, NAMES)
+    assert "is new, with random weights: the checkpoint has none" in caplog.text
+
+
+DAMAGES = {
+    "config is cut": lambda f: (f / "config.json").write_text('{"model_type": "vi'),
+    "config is a list": lambda f: (f / "config.json").write_text("[]"),
+    "config is empty": lambda f: (f / "config.json").write_bytes(b""),
+    "config is binary": lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "no config": lambda f: (f / "config.json").unlink(),
+    "no such model": lambda f: _configured(f, model_type="nothing"),
+    "no number": lambda f: _configured(f, hidden_size="wide"),
+    "not divisible": lambda f: _configured(f, num_attention_heads=7),
+    "no such activation": lambda f: _configured(f, hidden_act="nothing"),
+    "no layers": lambda f: _configured(f, num_hidden_layers=None),
+    "weights are cut": lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+    "weights are empty": lambda f: (f / "model.safetensors").write_bytes(b""),
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "many layers": lambda f: _configured(f, num_hidden_layers=10**9),
+    "wide layers": lambda f: _configured(f, hidden_size=10**9),
+    "large layers": lambda f: _configured(f, hidden_size=2**20, intermediate_size=2**22),
+    "large images": lambda f: _configured(f, image_size=2**24),
+    "many classes": lambda f: _configured(f, id2label=7),
+}
+
+
+def _configured(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_one_line(tmp_path, damage):
+    folder = _start("vit", tmp_path)
+    DAMAGES[damage](folder)
+    with pytest.raises(ValueError) as caught:
+        load_student(folder)
+    assert "\n" not in str(caught.value)
+    if damage not in ("weights are cut", "weights are empty", "no weights", "not divisible"):
+        with pytest.raises(ValueError):
+            load_student(folder, NAMES, from_scratch=True)
+
+
+def test_a_timm_config_of_absurd_size(tmp_path):
+    folder = _start("timm", tmp_path)
+    for arguments in ({"layers": [10**9]}, {"width": 2.0, "stem_width": 10**9}):
+        _configured(folder, model_args=arguments)
+        with pytest.raises(ValueError, match="at most"):
+            load_student(folder)

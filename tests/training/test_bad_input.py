@@ -5,6 +5,7 @@ import timm
 import torch
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
+from hf_reprot.models.student import create_timm_student
 from tests.toy_models import Images, resnet, vit
 from tests.training.runs import make_config, make_trainer, training_logs
 
@@ -143,3 +144,12 @@ def test_again_and_again_not_finite_stops_the_run_and_names_the_layers(tmp_path)
     with pytest.raises(FloatingPointError, match=r"vit\.layers\.0=resnet\.encoder\.stages\.0"):
         trainer.train()
     assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("samples", [1, 9])
+def test_batch_normalisation_and_a_batch_of_one_sample(tmp_path, samples):
+    """The only sample, or the last of an epoch: torch would speak of values per channel."""
+    student = create_timm_student("resnet10t", ["a", "b", "c"], pretrained_cfg={"input_size": (3, 16, 16)})
+    trainer = make_trainer(tmp_path, model=student, data=Images(samples), ot_weight=0.0, max_steps=4)
+    with pytest.raises(ValueError, match=r"one sample: give at least two samples.*dataloader_drop_last=True"):
+        trainer.train()

@@ -28,12 +28,17 @@ def no_space_in_torch(*args, **kwargs):
     raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
 
+def no_space_in_a_stream(*args, **kwargs):
+    raise RuntimeError("basic_ios::clear: iostream error")
+
+
 @pytest.mark.parametrize(
     ("where", "error"),
     [
         ("transformers.modeling_utils.safe_save_file", no_space_in_safetensors),
         ("torch.save", no_space_in_torch),
         ("torch.save", no_space),
+        ("torch.save", no_space_in_a_stream),
         ("hf_reprot.training.checkpointing.save_transfer_state", no_space_in_safetensors),
         ("transformers.trainer_callback.TrainerState.save_to_json", no_space),
     ],

@@ -260,6 +260,24 @@ def test_nothing_to_resume_from(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "nothing"))
 
 
+def test_a_run_with_nothing_whole_to_go_on_from_starts_anew(checkpoints, tmp_path, caplog):
+    """Stopped while it wrote its first checkpoint: a loop that restarts it must not stop for good."""
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoints / "checkpoint-1", folder / "checkpoint-1")
+    _gone(folder / "checkpoint-1" / "trainer_state.json")
+    _cut(folder / "checkpoint-1" / "model.safetensors")
+    trainer = make_trainer(folder, max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-1 is damaged" in caplog.text
+    assert "is whole: the run starts anew" in caplog.text
+    assert [entry["step"] for entry in training_logs(trainer)] == [1, 2]
+    for number in (1, 2):
+        check_whole(folder / f"checkpoint-{number}")
+    again = make_trainer(folder, max_steps=3)
+    again.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in training_logs(again)] == [1, 2, 3]
+
+
 def test_a_checkpoint_holds_no_teacher_and_no_pickle_of_settings(checkpoints):
     names = sorted(path.name for path in (checkpoints / "checkpoint-2").iterdir())
     assert "training_args.bin" not in names
