@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from .privacy import redact
+from .retries import is_network, retry_after, status_of
 
 
 class HubError(RuntimeError):
@@ -36,7 +37,7 @@ def explain(error: Exception, repo_id: str, *, token: str | None, secrets: tuple
         token: The token that was used; None where there was none.
         secrets: More texts to keep out of the message.
     """
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status_of(error)
     message = _explanation(error, repo_id, token, status)
     return HubError(redact(" ".join(message.split()), (token, *secrets)), status)
 
@@ -50,7 +51,7 @@ def _explanation(error: Exception, repo_id: str, token: str | None, status: int 
         return f"{repo_id!r} cannot be the name of a repository: give name/student, with letters, digits, -, _ and ."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to push"
-    if status is None and _is_network(error):
+    if status is None and is_network(error):
         return f"the Hub cannot be reached ({type(error).__name__}): look at the network, and push again"
     if status == 412 or "precondition failed" in said.lower():
         return f"{repo_id} has changed since the commit that this push builds on: look at it, and push again"
@@ -64,6 +65,12 @@ def _explanation(error: Exception, repo_id: str, token: str | None, status: int 
         return f"the token has no right to write to {repo_id}: {said}"
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return f"there is no repository {repo_id} that the token may see"
+    if status == 429:
+        pause = retry_after(error)
+        when = f"in {pause:,.0f} seconds" if pause is not None else "later"
+        return f"the Hub takes no more requests for now (429 {said}): push again {when}"
+    if status == 507:
+        return f"the Hub has no room for {repo_id} (507 {said}): make some, and push again"
     if status is not None and status >= 500:
         return f"the Hub failed with {status} ({said}): push again later"
     if isinstance(error, HfHubHTTPError):
@@ -71,12 +78,6 @@ def _explanation(error: Exception, repo_id: str, token: str | None, status: int 
     if isinstance(error, ValueError):
         return f"the Hub refuses the push to {repo_id}: {error}"
     return f"the push to {repo_id} failed: {type(error).__name__}: {error}"
-
-
-def _is_network(error: Exception) -> bool:
-    """Whether no answer came: the client's HTTP library changes over its versions, the names of its errors less so."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ConnectionError", "TransportError", "TimeoutException", "TimeoutError", "NetworkError"})
 
 
 def _may_only_read(token: str | None) -> bool:

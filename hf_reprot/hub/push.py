@@ -14,6 +14,7 @@ from .card import CARD_FILE, render_card, write_card
 from .contents import Content, checkpoint_contents, replaced, student_contents
 from .errors import HubError, explain
 from .record import RECORD_FILE, RunRecord
+from .retries import patiently, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ def push_folder(
 
     The repository is made where it does not exist. Weights that an earlier push left in another layout are deleted by
     the same commit. Everything is checked before anything is sent; a push that breaks off leaves the repository as it
-    was, and can be repeated.
+    was, and can be repeated. Where the Hub has too many requests or is in trouble, the push waits and tries again, for
+    five minutes at most; an answer that got lost after the commit is found out.
 
     Args:
         folder: A folder that `OTTransferTrainer` saved, or any folder of a student with a card.
@@ -65,7 +67,7 @@ def push_folder(
     if not (folder / RECORD_FILE).is_file() and not (folder / CARD_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {CARD_FILE}: a student goes to the Hub with a card")
     api = HfApi(token=token, library_name=_CLIENT)
-    repo_id = make_repository(repo_id, private=private, revision=revision, token=token)
+    repo_id, empty = _make_repository(api, repo_id, private=private, revision=revision, token=token)
     name_repository(folder, repo_id)
     contents = student_contents(folder)
     if checkpoint is not None:
@@ -81,7 +83,11 @@ def push_folder(
             checkpoint_path=checkpoint_path if checkpoint is not None else None,
         )
     except Exception as error:
-        raise explain(error, repo_id, token=token) from None
+        found = explain(error, repo_id, token=token)
+        if empty:
+            left = f"{repo_id} is there and still empty: push again, or delete it in its settings"
+            found = HubError(f"{found}. {left}", found.status)
+        raise found from None
 
 
 def make_repository(
@@ -96,20 +102,29 @@ def make_repository(
         HubError: the Hub cannot be reached or refuses; or the repository is public and `private` is True.
     """
     token = token or get_token()
+    return _make_repository(
+        HfApi(token=token, library_name=_CLIENT), repo_id, private=private, revision=revision, token=token
+    )[0]
+
+
+def _make_repository(
+    api: HfApi, repo_id: str, *, private: bool | None, revision: str | None, token: str | None
+) -> tuple[str, bool]:
+    """The whole id, and whether there is nothing in the repository yet."""
     if token is None:
         raise explain(LocalTokenNotFoundError(), repo_id, token=None)
-    api = HfApi(token=token, library_name=_CLIENT)
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
+        repo_id = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        seen = patiently(lambda: api.model_info(repo_id))
+        if private and not seen.private:
             raise HubError(f"{repo_id} exists and is public, but private=True was asked for: nothing was pushed")
         if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     except HubError:
         raise
     except Exception as error:
         raise explain(error, repo_id, token=token) from None
-    return repo_id
+    return repo_id, all(file.rfilename == ".gitattributes" for file in seen.siblings or ())
 
 
 def name_repository(folder: str | os.PathLike, repo_id: str) -> None:
@@ -143,25 +158,28 @@ def _commit(
     checkpoint_path: str | None,
 ) -> CommitInfo:
     contents = list(contents)
-    for attempt in range(_ATTEMPTS):
+
+    def commit() -> CommitInfo:
         # The commit rests on what was seen: were another push to come between, unchanged files of the one would stand
-        # beside changed files of the other.
+        # beside changed files of the other. Seen anew by each try, a commit whose answer got lost is there already.
         seen = api.model_info(repo_id, revision=revision)
         present = [sibling.rfilename for sibling in seen.siblings or ()]
         gone = replaced(present, (content.path_in_repo for content in contents), checkpoint_path)
         operations = [CommitOperationAdd(content.path_in_repo, _readable(content)) for content in contents]
         operations += [CommitOperationDelete(name) for name in gone]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            parent_commit=parent_commit or seen.sha,
+        )
+
+    for attempt in range(_ATTEMPTS):
         try:
-            return api.create_commit(
-                repo_id,
-                operations,
-                commit_message=commit_message,
-                revision=revision,
-                parent_commit=parent_commit or seen.sha,
-            )
+            return patiently(commit)
         except Exception as error:
-            moved = getattr(getattr(error, "response", None), "status_code", None) == 412
-            if not moved or parent_commit is not None or attempt == _ATTEMPTS - 1:
+            if status_of(error) != 412 or parent_commit is not None or attempt == _ATTEMPTS - 1:
                 raise
             logger.info("%s has changed meanwhile: pushing on top of the change", repo_id)
     raise AssertionError("unreachable")
