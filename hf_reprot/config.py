@@ -287,7 +287,7 @@ class OTTransferConfig(TrainingArguments):
         check_choice("feature_loss", self.feature_loss, list(FEATURE_LOSSES))
         if self.feature_loss == "crd" and self.ot_positions == "all":
             raise ValueError("feature_loss='crd' contrasts one vector an image: set ot_positions='pooled'")
-        if FEATURE_LOSSES[self.feature_loss].sees == "samples" and self.per_device_train_batch_size < 2:
+        if FEATURE_LOSSES[self.feature_loss].input_kind == "samples" and self.per_device_train_batch_size < 2:
             raise ValueError(
                 f"feature_loss={self.feature_loss!r} relates the samples of a batch to one another: raise "
                 "per_device_train_batch_size to 2 or more"
@@ -327,6 +327,16 @@ class OTTransferConfig(TrainingArguments):
         return self.ot_weight is None or self.ot_weight > 0
 
     @property
+    def learns_cost(self) -> bool:
+        """Whether the plans of transport follow from a cost that is learned first."""
+        return self.uses_transport and self.ot_cost == "learned"
+
+    @property
+    def selects_neurons(self) -> bool:
+        """Whether only some of the teacher's neurons carry the mass of the transport."""
+        return self.uses_transport and self.select_k is not None
+
+    @property
     def compares_layers(self) -> bool:
         """Whether a term compares the student's layers with a teacher's."""
         return self.uses_transport or self.delta_weight > 0 or self.uses_feature_loss
@@ -334,7 +344,7 @@ class OTTransferConfig(TrainingArguments):
     @property
     def layer_positions(self) -> str:
         """What "last" means among `layer_pairs`: "all" where a term needs a layer with positions."""
-        maps = self.uses_feature_loss and FEATURE_LOSSES[self.feature_loss].sees == "maps"
+        maps = self.uses_feature_loss and FEATURE_LOSSES[self.feature_loss].input_kind == "maps"
         return "all" if maps or self.delta_weight > 0 else self.ot_positions
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +27,13 @@ from .data.columns import TEACHER_PREFIX, columns_of_student
 from .data.datasets import is_transformed, leave_encoded
 from .data.preprocessing import Preprocessing
 from .data.tokens import TeacherTokenCollator, pad_token_of
-from .experimental.auto_layers import AutoLayers, AutoLayersMixin
-from .experimental.inverse.fit import InverseTransport
-from .experimental.inverse.learned_cost import LearnedCostMixin
 from .features.architecture import head_paths
 from .models.modules import forward_parameters
 from .models.sharding import place_teachers
 from .models.student import as_student
 from .models.teacher import Teacher
 from .training.adapters import check_head, still_modules
-from .training.auxiliary import CompanionsMixin
+from .training.auxiliary import AuxiliaryModules
 from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
 from .training.checkpointing import CheckpointingMixin
@@ -44,18 +42,20 @@ from .training.classes import ClassesMixin
 from .training.collating import check_not_empty, check_prepared, collator_for_images, columns_in_words
 from .training.head import HeadMixin
 from .training.log_window import Meter
-from .training.logit_term import class_notes
 from .training.non_finite import GradientGuard, NonFiniteWatch
-from .training.objective import TransferObjective
+from .training.objective import TransferObjective, logits_of
 from .training.publishing import PublishingMixin
 from .training.shares import Share, SharesMixin, of_share
+from .training.teacher_logits import class_notes
 from .training.teachers import load_teachers, pairs_of_teachers
+from .training.terms.base import Batch, TrainingLoop
+from .training.terms.transport import warmed_up
+
+if TYPE_CHECKING:
+    from .experimental.inverse.fit import InverseTransport
 
 
 class OTTransferTrainer(
-    AutoLayersMixin,
-    LearnedCostMixin,
-    CompanionsMixin,
     CheckpointingMixin,
     PublishingMixin,
     HeadMixin,
@@ -138,6 +138,7 @@ class OTTransferTrainer(
         self.transfer: TransferObjective | None = None
         self._meter, self._watch = Meter(), NonFiniteWatch(args.ot_nonfinite_limit)
         self._guard = GradientGuard(args.ot_nonfinite_limit)
+        self.auxiliary = AuxiliaryModules(lambda: nn.ModuleDict() if self.transfer is None else self.transfer.auxiliary)
         if args.should_save and args.save_strategy != "no":
             check_writable(args.output_dir)
         if teacher_features is None:
@@ -177,7 +178,7 @@ class OTTransferTrainer(
     # ---- construction ----
 
     def _build_objective(self) -> None:
-        """Resolves layers, hangs the taps, builds the losses and checks that everything fits together."""
+        """Resolves layers, registers hooks, builds the terms and checks that everything fits together."""
         if self.transfer is not None:
             self.transfer.close()
         args = self.args
@@ -190,32 +191,28 @@ class OTTransferTrainer(
         for teacher in self.teachers:
             teacher.check_frozen()
             teacher.check_not_shared(student)
-        pairs, layers = [], None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        models = [teacher.model for teacher in self.teachers]
-        if args.compares_layers and args.finds_layers:
-            if sharded:
-                raise ValueError(
-                    'layer_pairs="auto" runs the bare student to measure its layers, which FSDP and DeepSpeed do not '
-                    'allow: train with DDP, or name the pairs ("last", "stages", student=teacher)'
-                )
-            layers = AutoLayers(args, student, models)
-            pairs = layers.first_pairs()
-        elif args.compares_layers:
+        pairs = []
+        if args.compares_layers and not args.finds_layers:
             pairs = pairs_of_teachers(args, student, self.teachers)
             check_layers(pairs, self.teachers)
         self.transfer = TransferObjective(
-            student, self.teachers, pairs, args, self.preprocessing, heads=head_paths(student), layers=layers
+            student,
+            self.teachers,
+            pairs,
+            args,
+            self.preprocessing,
+            heads=head_paths(student),
+            sharded=sharded,
+            learned_cost=self._given_cost,
         )
         if args.kd_weight > 0:
             for note in class_notes(student, self.teachers):
                 self._note(note)
-        self._watch.names = self.transfer.pair_names()
-        widths = [] if sharded else check_pairs(student, self.transfer, args.device)
+        widths = [] if sharded else check_pairs(self.transfer, args.device)
         with torch.random.fork_rng():  # the order of the data does not depend on which losses have modules
             torch.manual_seed(args.seed)
-            self.transfer.build_companions(widths, args.device)
-        self._take_given_cost(widths)
+            self.transfer.build_modules(widths, args.device)
         sharing = self.accelerator.num_processes if args.ot_global_batch else 1
         check_batch_size(args, args.train_batch_size * sharing, widths)
         if not self.is_in_train:
@@ -315,11 +312,11 @@ class OTTransferTrainer(
         with self.transfer.recording():
             task, outputs = self._task_loss(model, own, num_items_in_batch)
         with self.accelerator.autocast():  # for the teachers; the transport itself leaves it again
-            progress = self.state.global_step / max(self.state.max_steps, 1)
-            logits = _logits(outputs, task is not None and self.compute_loss_func is None)
-            terms = self.transfer(inputs, task, logits, self.current_ot_weight(), progress, self._share)
+            logits = logits_of(outputs, task is not None and self.compute_loss_func is None)
+            facts = {"step": self.state.global_step, "steps": self.state.max_steps, "share": self._share}
+            terms = self.transfer(self.transfer.batch(inputs, logits, task=task, **facts))
         self._meter.add(terms.logs)
-        self._watch.record(terms.dropped)
+        self._watch.record(terms.dropped, self.transfer.layers.names)
         loss = terms.loss
         if self.compute_loss_func is not None and not hasattr(Trainer, "loss_is_scaled_for_ga"):
             loss = loss / self.current_gradient_accumulation_steps  # older Trainers leave custom losses unscaled
@@ -329,8 +326,7 @@ class OTTransferTrainer(
         """Drops a gradient that is not finite, and counts it in the logs."""
         if self.is_deepspeed_enabled or self.accelerator.scaler is not None:
             return  # they look after it themselves
-        companions = self.transfer.companions
-        trained = nn.ModuleDict({"student": self.model, "companions": companions}) if len(companions) else self.model
+        trained = self.auxiliary.beside(self.model)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside of accelerate's
         dropped = self._guard.check(trained, optimizer=optimizer, sharded=self.is_fsdp_enabled)
         self._meter.add({"dropped_steps": dropped.to(self.args.device)})
@@ -353,10 +349,47 @@ class OTTransferTrainer(
 
     def current_ot_weight(self) -> float:
         """Weight of the transport term at this step, after the warm-up."""
-        warmup = self.args.ot_warmup_steps
-        if 0 < warmup < 1:
-            warmup = warmup * max(self.state.max_steps, 1)
-        return self.args.ot_weight * (min(1.0, self.state.global_step / warmup) if warmup > 0 else 1.0)
+        return warmed_up(self.args, self.state.global_step, self.state.max_steps)
+
+    # ---- around the steps ----
+
+    def training_loop(self) -> TrainingLoop:
+        """What the terms may ask of this trainer while it trains."""
+        return TrainingLoop(
+            model=self.model_wrapped,
+            student=self.transfer.student,
+            observe=self._observe,
+            batches=self._first_batches,
+            autocast=self.accelerator.autocast,
+            device=self.args.device,
+            seed=self.args.seed,
+            step=self.state.global_step,
+            batch_size=self.args.train_batch_size * self.accelerator.num_processes,
+            label_names=self.label_names,
+        )
+
+    def _observe(self, inputs: Mapping[str, Any]) -> Batch:
+        with self.accelerator.autocast():
+            with self.transfer.recording():
+                self.model_wrapped(**columns_of_student(inputs, self.label_names))
+            return self.transfer.batch(inputs)
+
+    def _first_batches(self, count: int, *, augmented: bool = True) -> Iterator[dict[str, Any]]:
+        """The first batches of the training data, prepared."""
+        with contextlib.nullcontext() if augmented else self._collating(training=True, evaluation=True):
+            loader = self.get_train_dataloader()
+        try:
+            for batch in itertools.islice(loader, count):
+                yield self._prepare_inputs(batch)
+        finally:
+            if hasattr(loader, "end"):  # accelerate's, which counts the loaders that are being read
+                loader.end()
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """As in `Trainer`; the auxiliary modules of the terms get a parameter group of their own."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self.auxiliary.add_to(optimizer, self.args.weight_decay)
+        return optimizer
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As in `Trainer`; columns meant for teachers are left out."""
@@ -370,12 +403,3 @@ class OTTransferTrainer(
         if "loss" in logs:
             logs.update(self._meter.pop(self.accelerator.gather))
         super().log(logs, start_time)
-
-
-def _logits(outputs: Any, has_loss: bool) -> Tensor | None:
-    """The logits among a model's outputs, which may be a mapping or a tuple."""
-    if isinstance(outputs, Mapping):
-        return outputs.get("logits")
-    if isinstance(outputs, Tensor):
-        return outputs
-    return outputs[1] if has_loss else outputs[0]

@@ -73,7 +73,7 @@ class CachedTeacher(Teacher):
     def check_input(self, inputs: Mapping[str, Any], preprocessing: Preprocessing | None = None) -> None:
         """Nothing runs, so nothing can refuse a batch."""
 
-    def made_up(self, samples: int, device: torch.device) -> dict[str, Tensor]:
+    def dummy(self, samples: int, device: torch.device) -> dict[str, Tensor]:
         """Columns with random features, for checks before there is a batch."""
         return {column_name(self.index, name): value for name, value in self.cache.empty(samples, device).items()}
 

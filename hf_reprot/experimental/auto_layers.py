@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,8 @@ from ..features.pairs import LayerPair
 from ..features.paths import unwrap
 from ..features.taps import Taps
 from ..losses.collective import gather_rows, world_size
+from ..training.terms.base import Batch, TermContext, TermOutput, TrainingLoop
+from ..training.terms.transport import TransportTerm
 from .inverse.learned_cost import as_in_training, unchanged_generators
 
 # Blocks of a model that are compared, at most: those of deeper ones at even distances.
@@ -136,85 +137,104 @@ class AutoLayers:
         self.student_layers, self.plans = names, plans
 
 
-class AutoLayersMixin:
-    """For a trainer with an objective (`transfer`): measures its layers and gives it the pairs that were found.
+class AutoLayersTransport(TransportTerm):
+    """Transport between layer pairs that are found by transport between layers.
 
     The samples that layers are measured on are read once, when training begins, and kept: unaugmented images, the same
-    after a resume. The student runs on them as in training, without gradients and with its buffers and every random
-    generator as they were before after it.
+    after a resume. The student runs on them as in training, without gradients; its buffers and the global RNG state are
+    restored.
+
+    Attributes:
+        auto: The candidates and the present plans between layers.
     """
 
-    _layer_batches: list[dict[str, Any]]
-    _teacher_tables: list[list[Tensor]]
+    def __init__(self, context: TermContext):
+        if context.sharded:
+            raise ValueError(
+                'layer_pairs="auto" runs the bare student to measure its layers, which FSDP and DeepSpeed do not '
+                'allow: train with DDP, or name the pairs ("last", "stages", student=teacher)'
+            )
+        self.auto = AutoLayers(context.config, context.student, [teacher.model for teacher in context.teachers])
+        context.layers.replace(self.auto.first_pairs())
+        super().__init__(context)
+        self.teachers, self.preprocessing = context.teachers, context.preprocessing
+        self._batches: list[Mapping[str, Any]] = []
+        self._teacher_tables: list[list[Tensor]] = []
 
-    def _prepare_layers(self) -> None:
-        """Reads the samples and runs the teachers, when training begins."""
-        auto = self.transfer.layers
-        if auto is None:
-            return
-        processes = self.accelerator.num_processes
-        count = -(-self.args.layer_samples // (self.args.train_batch_size * processes))
-        with unchanged_generators(), self._collating(training=True, evaluation=True):
-            torch.manual_seed(self.args.seed)  # the same batches after a resume
-            loader = self.get_train_dataloader()
-            try:
-                self._layer_batches = [self._prepare_inputs(batch) for batch in itertools.islice(loader, count)]
-            finally:
-                if hasattr(loader, "end"):  # accelerate's, which counts the loaders that are being read
-                    loader.end()
-        if not self._layer_batches:
+    def __call__(self, batch: Batch) -> TermOutput | None:
+        """See `Term`."""
+        output = super().__call__(batch)
+        if output is not None:
+            output.logs |= {name: output.loss.new_full((), value) for name, value in self.auto.logs().items()}
+        return output
+
+    def on_train_begin(self, loop: TrainingLoop) -> None:
+        """Reads the samples and runs the teachers."""
+        count = -(-self.config.layer_samples // loop.batch_size)
+        with unchanged_generators():
+            torch.manual_seed(loop.seed)  # the same batches after a resume
+            self._batches = list(loop.batches(count, augmented=False))
+        if not self._batches:
             raise ValueError('layer_pairs="auto" needs training data to look at, and the data loader gave no batch')
         self._teacher_tables = []
-        for teacher, names in zip(self.transfer.teachers, auto.teacher_layers, strict=True):
+        for teacher, names in zip(self.teachers, self.auto.teacher_layers, strict=True):
             taps, parts = Taps(teacher.model, names), []
-            for inputs in self._layer_batches:
-                with torch.no_grad(), taps.armed(), self.accelerator.autocast():
-                    teacher(teacher.inputs_for(dict(inputs), self.transfer.preprocessing))
+            for inputs in self._batches:
+                with torch.no_grad(), taps.armed(), loop.autocast():
+                    teacher(teacher.inputs_for(dict(inputs), self.preprocessing))
                 mask = inputs.get("teacher_attention_mask", inputs.get("attention_mask"))
-                parts.append(pooled_tables(taps.take(), names, self.args.ot_tokens, mask))
+                parts.append(pooled_tables(taps.take(), names, self.config.ot_tokens, mask))
             taps.close()
             self._teacher_tables.append(_joined(parts))
 
-    def _refresh_layers(self) -> None:
-        """At the beginning of a step: the first plan, or one that is due."""
-        auto = self.transfer.layers
-        if auto is None or (auto.plans and self.state.global_step % self.args.layer_refresh_steps):
+    def on_step_begin(self, loop: TrainingLoop) -> None:
+        """The first plan between layers, or one that is due."""
+        auto = self.auto
+        if auto.plans and loop.step % self.config.layer_refresh_steps:
             return
         if not auto.plans:
-            auto.keep_reached(self._reached_layers(auto.student_layers))
-        auto.solve(self._student_tables(auto.student_layers), self._teacher_tables)
-        self._take_layers()
+            auto.keep_reached(self._reached_layers(loop))
+        auto.solve(self._student_tables(loop), self._teacher_tables)
+        self._take_plans()
 
-    def _take_layers(self) -> None:
-        """Gives the objective the pairs of the present plans."""
-        before = self.transfer.pairs
-        self.transfer.set_pairs(self.transfer.layers.pairs())
-        if [(p.student, p.teacher) for p in before] != [(p.student, p.teacher) for p in self.transfer.pairs]:
-            self._watch.load_state_dict({})  # counts of other pairs
-        self._watch.names = self.transfer.pair_names()
+    def _take_plans(self) -> None:
+        """The pairs of the present plans; from now on, all of the student's candidates are recorded."""
+        self.student_layers, self.layer_plans = self.auto.student_layers, self.auto.plans
+        self.layers.replace(self.auto.pairs())
 
-    def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return columns_of_student(inputs, self.label_names)
-
-    def _reached_layers(self, names: Sequence[str]) -> list[str]:
-        student, taps = self.transfer.student, Taps(self.transfer.student, list(names))
-        with unchanged_generators(), as_in_training(student), torch.enable_grad(), taps.armed():
-            student(**self._student_inputs(self._layer_batches[0]))
+    def _reached_layers(self, loop: TrainingLoop) -> list[str]:
+        taps = Taps(loop.student, self.auto.student_layers)
+        with unchanged_generators(), as_in_training(loop.student), torch.enable_grad(), taps.armed():
+            loop.student(**columns_of_student(self._batches[0], loop.label_names))
         reached = taps.reached()
         taps.close()
         return reached
 
-    def _student_tables(self, names: Sequence[str]) -> list[Tensor]:
-        student, parts = self.transfer.student, []
+    def _student_tables(self, loop: TrainingLoop) -> list[Tensor]:
+        student, names, parts = loop.student, self.auto.student_layers, []
         taps = Taps(student, list(names))
         with unchanged_generators(), as_in_training(student):
-            torch.manual_seed(self.args.seed)
-            for inputs in self._layer_batches:
-                with torch.no_grad(), taps.armed(), self.accelerator.autocast():
-                    student(**self._student_inputs(inputs))
-                parts.append(pooled_tables(taps.take(), names, self.args.ot_tokens, inputs.get("attention_mask")))
+            torch.manual_seed(loop.seed)
+            for inputs in self._batches:
+                with torch.no_grad(), taps.armed(), loop.autocast():
+                    student(**columns_of_student(inputs, loop.label_names))
+                parts.append(pooled_tables(taps.take(), names, self.config.ot_tokens, inputs.get("attention_mask")))
         taps.close()
         return _joined(parts)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The plans between layers, and the carried moments."""
+        return self.auto.state_dict() | super().state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: the checkpoint holds no plans, or those of other layers.
+        """
+        self.auto.load_state_dict(state)
+        self._take_plans()
+        super().load_state_dict(state, device)
 
 
 def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:

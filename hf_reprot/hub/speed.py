@@ -50,7 +50,7 @@ def measure_speed(
     )
 
 
-def made_up_batch(
+def dummy_batch(
     model: nn.Module, size: tuple[int, int] | None, channels: int, samples: int
 ) -> dict[str, Tensor] | None:
     """Random inputs for a model of transformers, on its device; None where it is not known what it takes.

@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
 
-class CompanionsMixin:
-    """For a trainer with an objective (`transfer`) whose `companions` have parameters of their own.
+class AuxiliaryModules:
+    """Trains an objective's auxiliary modules: they are in the optimiser, and the saved student knows nothing of them.
 
-    They are in the optimiser and in the checkpoint's transfer state; the saved student knows nothing of them.
+    Args:
+        modules: Gives the modules as they are now: an objective may be built anew.
     """
 
-    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """As in `Trainer`; companions get a parameter group of their own."""
-        optimizer = super().create_optimizer(*args, **kwargs)
+    def __init__(self, modules: Callable[[], nn.ModuleDict]):
+        self._modules = modules
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that train."""
+        return [p for p in self._modules().parameters() if p.requires_grad]
+
+    def beside(self, student: nn.Module) -> nn.Module:
+        """The student and the modules as one, for a look at all gradients; the student alone where there are none."""
+        modules = self._modules()
+        return nn.ModuleDict({"student": student, "auxiliary": modules}) if len(modules) else student
+
+    def add_to(self, optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+        """Gives the modules a parameter group of their own, where the optimiser has them not."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        added = [p for p in self._companion_parameters() if id(p) not in held]
+        added = [p for p in self.parameters() if id(p) not in held]
         if added:
-            optimizer.add_param_group({"params": added, "weight_decay": self.args.weight_decay})
-        return optimizer
+            optimizer.add_param_group({"params": added, "weight_decay": weight_decay})
 
-    def _companion_parameters(self) -> list[nn.Parameter]:
-        companions = self.transfer.companions if self.transfer is not None else nn.ModuleDict()
-        return [p for p in companions.parameters() if p.requires_grad]
-
-    def _average_companions(self) -> None:
-        """Averages the companions' gradients over processes, as DDP does the student's."""
-        parameters = self._companion_parameters()
-        if not parameters or self.accelerator.num_processes == 1:
+    def average(self, processes: int) -> None:
+        """Averages the modules' gradients over processes, as DDP does the student's."""
+        parameters = self.parameters()
+        if not parameters or processes == 1:
             return
         # A process on which one took no part counts with 0, so that all send the same.
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
-        flat /= self.accelerator.num_processes
+        flat /= processes
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def _zero_companions(self) -> None:
+    def clear_gradients(self) -> None:
         """`Trainer` clears the gradients of its model only."""
-        for parameter in self._companion_parameters():
+        for parameter in self.parameters():
             parameter.grad = None
 
 
-def check_companions(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+def check_modules(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     """Refuses a checkpoint of a run that trained other modules along with its student.
 
     Args:
-        ours: State of this run's companions.
+        ours: State of this run's auxiliary modules.
         theirs: State of the checkpoint's.
 
     Raises:

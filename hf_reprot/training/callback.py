@@ -20,18 +20,17 @@ class TransferCallback(TrainerCallback):
         self.trainer._begin_window()
         self.trainer.forget_head()
         self.trainer._begin_compiling()
-        self.trainer._learn_costs()  # nothing has moved the student yet
-        self.trainer._prepare_layers()
+        self.trainer.transfer.on_train_begin(self.trainer.training_loop())  # nothing has moved the student yet
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Before the first micro-batch of a step."""
-        self.trainer._refresh_layers()
+        self.trainer.transfer.on_step_begin(self.trainer.training_loop())
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """The gradient is complete, averaged over processes and clipped."""
-        self.trainer._average_companions()
+        self.trainer.auxiliary.average(self.trainer.accelerator.num_processes)
         self.trainer._guard_gradient()
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """The optimiser has made its step."""
-        self.trainer._zero_companions()
+        self.trainer.auxiliary.clear_gradients()

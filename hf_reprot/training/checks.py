@@ -1,4 +1,4 @@
-"""Checks at construction, on a made-up batch, that student, teachers and layer pairs fit together."""
+"""Checks at construction, on a dummy batch, that student, teachers and layer pairs fit together."""
 
 from __future__ import annotations
 
@@ -21,57 +21,46 @@ from ..models.classes import pair_names
 from ..models.modules import class_names
 from ..models.student import evaluating
 from ..models.teacher import Teacher
-from .objective import TransferObjective, pair_name
+from .objective import TransferObjective, logits_of
 
 logger = logging.getLogger(__name__)
 
 _SAMPLES = 2
 
 
-def check_pairs(student: nn.Module, objective: TransferObjective, device: torch.device) -> list[tuple[int, int]]:
-    """Runs student and teachers once on a made-up batch and checks every layer pair.
+def check_pairs(objective: TransferObjective, device: torch.device) -> list[tuple[int, int]]:
+    """Runs student and teachers once on a dummy batch, and lets every term look at it.
 
     Args:
-        student: The unwrapped student.
         objective: The objective to check.
         device: Where the student lives.
 
     Returns:
-        The widths (d_s, d_t) of each pair; empty where no batch could be made up (the inputs are unknown).
+        The widths (d_s, d_t) of each pair; empty where no dummy batch can be made (the inputs are unknown).
 
     Raises:
-        ValueError: widths that "identity" cannot take, logits that do not fit, an image size that a teacher refuses,
-            layers whose positions cannot be paired.
+        ValueError: what a term cannot work with, an image size that a teacher refuses, layers whose positions cannot be
+            paired.
     """
     if not objective.teachers:
         return []
-    inputs = _made_up_batch(student, objective, device)
+    student = objective.student
+    inputs = _dummy_batch(objective, device)
     if inputs is None:
         logger.info("The student's inputs are not known before training: layer pairs are checked on the first batch.")
         return []
     for teacher in objective.teachers:
         teacher.check_input(inputs, objective.preprocessing)
     cached = [teacher for teacher in objective.teachers if isinstance(teacher, CachedTeacher)]
-    made_up = {name: value for teacher in cached for name, value in teacher.made_up(_SAMPLES, device).items()}
+    features = {name: value for teacher in cached for name, value in teacher.dummy(_SAMPLES, device).items()}
     # With gradients, so that a layer that none can flow through is found here.
     with torch.enable_grad(), evaluating(student), objective.recording():
         outputs = _forward(student, inputs)
-    layers, logits = objective.teach(inputs | made_up)
-    if objective.distillation is not None:
-        _check_logits(outputs["logits"], logits, objective)
-    if not objective.pairs:
-        return []
-    students = objective.student_taps.take()
-    objective.rivals.check(students, layers)
-    neurons = objective.neurons(students, layers, inputs)
-    widths = [(s.shape[1], t.shape[1]) for s, t in neurons]
-    for pair, (ds, dt) in zip(objective.pairs, widths, strict=True):
-        if objective.config.ot_weight > 0 and objective.config.ot_method == "identity" and ds != dt:
-            raise ValueError(
-                f"ot_method='identity' pairs neuron i with neuron i, but {pair_name(pair)} has {ds} student and {dt} "
-                "teacher neurons: choose layers of equal width, or ot_method='sinkhorn'"
-            )
-    return widths
+    batch = objective.batch(inputs | features, logits=logits_of(outputs, has_loss=False))
+    for term in objective.terms:
+        term.check(batch)
+    neurons = objective.layers.neurons(batch.student, batch.teachers, inputs)
+    return [(s.shape[1], t.shape[1]) for s, t in neurons]
 
 
 def _forward(student: nn.Module, inputs: dict[str, Tensor]) -> Any:
@@ -137,7 +126,8 @@ def explained_single_samples() -> Iterator[None]:
         ) from error
 
 
-def _made_up_batch(student: nn.Module, objective: TransferObjective, device: torch.device) -> dict[str, Any] | None:
+def _dummy_batch(objective: TransferObjective, device: torch.device) -> dict[str, Tensor] | None:
+    student = objective.student
     dtype = next((p.dtype for p in student.parameters() if p.is_floating_point()), torch.float32)
     main = getattr(student, "main_input_name", None)
     generator = torch.Generator().manual_seed(0)
@@ -152,27 +142,6 @@ def _made_up_batch(student: nn.Module, objective: TransferObjective, device: tor
         tokens = torch.randint(0, vocabulary, (_SAMPLES, 8), generator=generator).to(device)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return None
-
-
-def _check_logits(student: Tensor, teachers: Sequence[Tensor | None], objective: TransferObjective) -> None:
-    count = student.shape[-1]
-    for i, (teacher, logits) in enumerate(zip(objective.teachers, teachers, strict=True)):
-        outputs = objective.distillation.outputs(i, count)
-        if logits is None and all(other is None for other in teachers):
-            raise ValueError(f"kd_weight is above 0 but teacher {teacher.title} has no head: set kd_weight=0")
-        if outputs is None or logits is None:
-            continue
-        if teacher.classes is not None and logits.shape[-1] != outputs:
-            raise ValueError(
-                f"the teacher {teacher.title} has {logits.shape[-1]} outputs and {outputs} classes are given: give one "
-                "for each output, in their order (None for an output that the student has no class for)"
-            )
-        if logits.shape != (*student.shape[:-1], outputs):
-            raise ValueError(
-                f"kd_weight is above 0 but teacher {teacher.title} has {logits.shape[-1]} classes and the student "
-                f"{count}: set kd_weight=0 or use a teacher of the student's task; or say which of the student's "
-                "classes its outputs stand for (Teacher.load(..., classes=[...]); an empty list leaves its logits out)"
-            )
 
 
 KNOWS_TASK, OTHERWISE = 10.0, 1.0  # docs/study.md: the best of 2 to 250, and of 0.08 to 50

@@ -162,8 +162,16 @@ class NonFiniteWatch:
         self.names: list[str] = []
         self._streak = Streak(limit)
 
-    def record(self, dropped: Tensor | None) -> None:
-        """Takes in one step: 1 for each pair (pairs,) whose term was dropped, 0 for the others."""
+    def record(self, dropped: Tensor | None, names: Sequence[str] = ()) -> None:
+        """Takes in one step.
+
+        Args:
+            dropped: 1 for each pair (pairs,) whose term was dropped, 0 for the others; None: there is no such term.
+            names: What the pairs are called. Other pairs than those of the step before are counted from 0.
+        """
+        if names and self.names and list(names) != self.names:
+            self._streak.reset()
+        self.names = list(names) or self.names
         if dropped is not None:
             self._streak.record(dropped)
 

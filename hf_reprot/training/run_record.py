@@ -20,7 +20,7 @@ from ..hub.foreign import text_of
 from ..hub.licenses import License
 from ..hub.provenance import data_facts, model_facts, start_of, task_of, teacher_facts
 from ..hub.record import Evaluation, Job, LayerPlanFacts, PairFacts, RunRecord, thinned_log
-from ..hub.speed import device_name, made_up_batch, measure_speed, shape_text
+from ..hub.speed import device_name, dummy_batch, measure_speed, shape_text
 from ..models.modules import class_count, class_names
 from ..models.sharding import is_sharded
 from ..models.student import evaluating
@@ -118,7 +118,7 @@ def _known_classes(student: nn.Module, columns: list[int | None] | None) -> list
 
 
 def measure_speeds(trainer: Any) -> dict[str | int, Speed]:
-    """Speeds of the student ("student") and the teachers (by number) on made-up inputs of the student's size.
+    """Speeds of the student ("student") and the teachers (by number) on dummy inputs of the student's size.
 
     Empty where it is not known what the student takes, or where its weights are spread over processes.
     """
@@ -128,7 +128,7 @@ def measure_speeds(trainer: Any) -> dict[str | int, Speed]:
     student = student_of(trainer)
     try:
         size = getattr(trainer.preprocessing, "size", None)
-        batch = made_up_batch(student, size, _channels(trainer), _SPEED_SAMPLES)
+        batch = dummy_batch(student, size, _channels(trainer), _SPEED_SAMPLES)
         if batch is None:
             return speeds
         dtype = next(p.dtype for p in student.parameters() if p.is_floating_point())
@@ -185,7 +185,7 @@ def _channels(trainer: Any) -> int:
 def _pair_facts(trainer: Any) -> list[PairFacts]:
     pairs, plans = trainer.transfer.pairs, trainer.transfer.plans
     drawn = set(range(len(pairs)))
-    if trainer.transfer.layers is not None:
+    if trainer.args.finds_layers:
         drawn = set(sorted(drawn, key=lambda i: -pairs[i].weight)[:_PLAN_PICTURES])
     facts = []
     for i, pair in enumerate(pairs):
@@ -197,7 +197,7 @@ def _pair_facts(trainer: Any) -> list[PairFacts]:
 
 
 def _layer_plan_facts(trainer: Any) -> list[LayerPlanFacts]:
-    plans = trainer.transfer.layers.plans if trainer.transfer.layers is not None else []
+    plans = trainer.transfer.layer_plans
     return [
         LayerPlanFacts(
             plan.student_layers, plan.teacher_layers, plan.plan.tolist(), plan.cost.tolist(), i, LAYERS.format(i + 1)

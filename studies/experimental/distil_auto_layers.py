@@ -84,7 +84,7 @@ def main() -> None:
             few = data[seed * given.labels :][: given.labels]
             score, trainer = train(vit(4, 32, 100 + seed), teacher, few, test, seed, given.steps, **settings)
             found[name].append(score)
-            depth = [plan.depth_correlation for plan in trainer.transfer.layers.plans] if "auto" in name else ""
+            depth = [plan.depth_correlation for plan in trainer.transfer.layer_plans] if "auto" in name else ""
             print(f"seed {seed}: {name:20s} {score:.3f} {depth}", flush=True)
     for name, scores in found.items():
         gains = [100 * (a - b) for a, b in zip(scores, found["by hand"], strict=True)]

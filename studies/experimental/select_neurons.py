@@ -16,7 +16,9 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
+from hf_reprot.experimental.topk.training import SelectiveTransport
 from hf_reprot.ot.cost import cost_from_moments
+from hf_reprot.training.terms.transport import TransportTerm
 from hf_reprot.utils.running import accuracy
 
 
@@ -54,7 +56,7 @@ def train(model, teacher, data, seed: int, steps: int, fixed=None, test=None, **
     args = OTTransferConfig(output_dir="runs/select", **{**config, "seed": seed, "plan_momentum": 0.9, **settings})
     trainer = OTTransferTrainer(model, teacher, args, None, *rows, compute_metrics=accuracy)
     if fixed is not None:
-        trainer.transfer.selections.modules[0].chosen.copy_(fixed.sort().values)
+        trainer.transfer.find(SelectiveTransport).selections[0].chosen.copy_(fixed.sort().values)
     trainer.train()
     return trainer
 
@@ -72,11 +74,12 @@ def planted_recall(kind: str, seed: int) -> dict[str, float]:
     run = {"layer_pairs": ["last=neurons"], "data": (x, y), "seed": seed, "steps": 150}
     found = {"random": torch.randperm(32)[:8], "largest variance": t.var(0).topk(8).indices}
     found["tells classes apart by itself"] = separation(t, y).topk(8).indices
-    plain = train(vit(6, seed), teacher, **run).transfer.running[0].moments
+    plain = train(vit(6, seed), teacher, **run).transfer.find(TransportTerm).running[0].moments
     found["nearest to a student without selection"] = cost_from_moments(plain).amin(0).topk(8, largest=False).indices
     for by, momentum in (("transport", 0.0), ("task", 0.9)):
         trainer = train(vit(6, seed), teacher, select_k=8, select_by=by, **run, plan_momentum=momentum)
-        found[f"learned by {by}"] = torch.tensor(next(iter(trainer.transfer.selections.selected().values())))
+        selected = trainer.transfer.find(SelectiveTransport).selected()
+        found[f"learned by {by}"] = torch.tensor(next(iter(selected.values())))
     return {name: (teacher.order[rows] < 8).float().mean().item() for name, rows in found.items()}
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_reprot.losses.collective import bytes_per_merge
+from hf_reprot.training.terms.transport import TransportTerm
 from tests.distributed.runs import LOCAL, RUNS, run
 from tests.distributed.worker import UNEVEN, resumable
 from tests.toy_models import Images
@@ -132,4 +133,4 @@ def test_one_process_goes_on_without_the_moments_of_two(results, tmp_path, caplo
     trainer.train(resume_from_checkpoint=f"{results['folder']}/own/checkpoint-3")
     assert "moments of each of 2 process(es), and this run carries moments of each of 1 process(es)" in caplog.text
     assert trainer.state.global_step == 6
-    assert trainer.transfer.running[0].moments.count.item() == pytest.approx(8 * (1 + 0.9 + 0.81))
+    assert trainer.transfer.find(TransportTerm).running[0].moments.count.item() == pytest.approx(8 * (1 + 0.9 + 0.81))

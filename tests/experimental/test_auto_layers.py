@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_reprot.experimental.auto_layers import AutoLayersTransport
 from hf_reprot.hub.card import rebuild_card
 from hf_reprot.hub.record import RunRecord
 from tests.toy_models import Images, resnet, vit
@@ -51,14 +52,14 @@ def test_a_permuted_copy_is_matched_layer_by_layer(tmp_path):
 def test_plans_are_made_when_they_are_due(tmp_path, monkeypatch):
     steps = []
     trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, layer_refresh_steps=3, **{**AUTO, "max_steps": 7})
-    solve = trainer.transfer.layers.solve
+    solve = trainer.transfer.find(AutoLayersTransport).auto.solve
 
     def counted(*tables):
         steps.append(trainer.state.global_step)
         assert len(tables[0][0]) == 16
         solve(*tables)
 
-    monkeypatch.setattr(trainer.transfer.layers, "solve", counted)
+    monkeypatch.setattr(trainer.transfer.find(AutoLayersTransport).auto, "solve", counted)
     trainer.train()
     assert steps == [0, 3, 6]
 
@@ -86,7 +87,7 @@ def test_carried_moments_of_pairs_that_stay_go_on(tmp_path):
     trainer.train()
     objective = trainer.transfer
     known, kept = objective.running[0], objective.pairs[0]
-    other = trainer.transfer.layers.first_pairs()[0]
+    other = trainer.transfer.find(AutoLayersTransport).auto.first_pairs()[0]
     objective.set_pairs([other, kept] if other != kept else [kept])
     assert objective.running[-1] is known
     assert known.moments.count > 0
@@ -121,7 +122,11 @@ def test_frozen_layers_take_no_part(tmp_path):
         part.requires_grad_(False)
     trainer = make_trainer(tmp_path, model=student, **AUTO)
     trainer.train()
-    assert trainer.transfer.layers.student_layers == ["vit.layers.1", "vit.layers.2", "classifier:input"]
+    assert trainer.transfer.find(AutoLayersTransport).auto.student_layers == [
+        "vit.layers.1",
+        "vit.layers.2",
+        "classifier:input",
+    ]
     assert "vit.layers.0" not in {pair.student for pair in trainer.transfer.pairs}
 
 
@@ -132,7 +137,7 @@ def test_settings_reach_the_plan(tmp_path):
     trainer.train()
     pairs = trainer.transfer.pairs
     assert [sum(pair.teacher_index == i for pair in pairs) for i in (0, 1)] == [4, 4]
-    assert all(plan.depth_correlation > 0.9 for plan in trainer.transfer.layers.plans)
+    assert all(plan.depth_correlation > 0.9 for plan in trainer.transfer.layer_plans)
     assert sum(pair.weight for pair in pairs) == pytest.approx(2)
 
 
@@ -170,7 +175,7 @@ def test_the_card_shows_the_plan(tmp_path, monkeypatch):
     trainer.create_model_card()
     record = RunRecord.load(tmp_path)
     (facts,) = record.layer_plans
-    torch.testing.assert_close(torch.tensor(facts.plan), trainer.transfer.layers.plans[0].plan)
+    torch.testing.assert_close(torch.tensor(facts.plan), trainer.transfer.layer_plans[0].plan)
     assert facts.student_layers[-1] == "classifier:input"
     assert sum(pair.picture is not None for pair in record.pairs) == min(4, len(record.pairs))
     assert sum(pair.weight for pair in record.pairs) == pytest.approx(1)

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from hf_reprot.experimental.inverse import learned_cost
 from hf_reprot.experimental.inverse.fit import InverseTransport
+from hf_reprot.experimental.inverse.learned_cost import LearnedCostTransport
 from hf_reprot.experimental.inverse.neurons import learn_neuron_cost, neuron_cost_of
 from hf_reprot.ot import neuron_cost, solve
 from tests.toy_models import Images, resnet, vit
@@ -111,7 +112,7 @@ def test_the_cost_of_the_first_batches_gives_the_plan_of_all_steps(tmp_path):
         **LEARNED,
     )
     trainer.train()
-    torch.testing.assert_close(trainer.transfer.learned.costs[0], cost.float(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(trainer.transfer.find(LearnedCostTransport).costs[0], cost.float(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(trainer.transfer.plans[0], plan, rtol=0.02, atol=1e-5)
     logs = training_logs(trainer)
     assert logs[0]["ot_loss"] == pytest.approx((plan * neuron_cost(s, t)).sum().item(), rel=1e-3)
@@ -146,7 +147,9 @@ def test_resumes_with_the_same_cost(tmp_path):
     whole.train()
     resumed = make_trainer(tmp_path / "resumed", model=vit(seed=5), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert torch.equal(resumed.transfer.learned.costs[0], whole.transfer.learned.costs[0])
+    assert torch.equal(
+        resumed.transfer.find(LearnedCostTransport).costs[0], whole.transfer.find(LearnedCostTransport).costs[0]
+    )
     for name, value in weights_of(whole.model).items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     other = make_trainer(tmp_path / "other", **{**settings, "ot_cost": "sqeuclidean"})
@@ -160,7 +163,10 @@ def test_several_pairs_and_every_position(tmp_path, monkeypatch):
     pairs = ["vit.layers.0=resnet.encoder.stages.0", "vit.layers.1=resnet.encoder.stages.1"]
     trainer = make_trainer(tmp_path, layer_pairs=pairs, ot_positions="all", cost_fit_steps=2, **LEARNED)
     trainer.train()
-    assert [tuple(plan.shape) for plan in trainer.transfer.learned.plans] == [(24, 8), (24, 12)]
+    assert [tuple(plan.shape) for plan in trainer.transfer.find(LearnedCostTransport).learned_plans] == [
+        (24, 8),
+        (24, 12),
+    ]
     for plan in trainer.transfer.plans:
         torch.testing.assert_close(plan.sum(1), torch.full((24,), 1 / 24))
 

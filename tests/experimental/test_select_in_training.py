@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_reprot.experimental.topk.selection import NeuronSelection
+from hf_reprot.experimental.topk.training import SelectiveTransport
 from tests.toy_models import Images, vit
 from tests.training.runs import make_trainer, training_logs, weights_of
 from tests.training.test_resume import assert_same_run, reshuffled
@@ -62,7 +63,7 @@ def planted_trainer(folder, seed: int = 0, **settings):
 
 
 def recall(trainer, teacher) -> float:
-    (found,) = trainer.transfer.selections.selected().values()
+    (found,) = trainer.transfer.find(SelectiveTransport).selected().values()
     return len(set(found) & set(teacher.planted())) / 8
 
 
@@ -116,7 +117,7 @@ def test_the_scale_of_the_scores_does_not_matter():
 def test_the_scores_learn_from_what_they_are_told_to(tmp_path, by):
     trainer = make_trainer(tmp_path, select_by=by, **{**SELECT, "max_steps": 2, "select_until": 1.0})
     trainer.train()
-    (module,) = trainer.transfer.selections.modules
+    (module,) = trainer.transfer.find(SelectiveTransport).selections
     assert module.scores.abs().max() > 0
     assert (module.readout is None) == (by == "transport")
     assert ("select_loss" in training_logs(trainer)[0]) == (by == "task")
@@ -136,9 +137,9 @@ def test_resumes_exactly(tmp_path, by, at):
     resumed = make_trainer(tmp_path / "resumed", model=reshuffled(vit()), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
     assert_same_run(resumed, whole)
-    assert resumed.transfer.selections.selected() == whole.transfer.selections.selected()
+    assert resumed.transfer.find(SelectiveTransport).selected() == whole.transfer.find(SelectiveTransport).selected()
     state = load_file(tmp_path / "whole" / f"checkpoint-{at}" / "transfer_state.safetensors")
-    assert (state["companions.selection.0.chosen"] >= 0).all() == (at == 4)
+    assert (state["auxiliary.selection.0.chosen"] >= 0).all() == (at == 4)
 
 
 @pytest.mark.parametrize("dead", ["keep", "ignore"])
@@ -152,7 +153,7 @@ def test_dead_neurons_carry_nothing_and_are_not_chosen(tmp_path, dead):
     plan = trainer.transfer.plans[0]
     assert plan.sum().item() == pytest.approx(1, rel=1e-4)
     assert (plan[:, dead_ones] == 0).all()
-    (chosen,) = trainer.transfer.selections.selected().values()
+    (chosen,) = trainer.transfer.find(SelectiveTransport).selected().values()
     assert not set(chosen) & set(dead_ones)
 
 
@@ -160,14 +161,14 @@ def test_pairs_of_one_teacher_layer_share_the_choice(tmp_path):
     pairs = ["vit.layers.0=resnet.encoder.stages.1", "vit.layers.1=resnet.encoder.stages.1", "last=encoder.stages.0"]
     trainer = make_trainer(tmp_path, layer_pairs=pairs, **SELECT)
     trainer.train()
-    chosen = trainer.transfer.selections.selected()
+    chosen = trainer.transfer.find(SelectiveTransport).selected()
     assert sorted(chosen) == ["resnet.encoder.stages.0", "resnet.encoder.stages.1"]
     assert all(len(found) == 3 for found in chosen.values())
 
 
 def test_without_selection_nothing_changes(tmp_path):
     trainer = make_trainer(tmp_path)
-    assert trainer.transfer.selections is None
+    assert trainer.transfer.find(SelectiveTransport) is None
     trainer.train()
     with_it = make_trainer(tmp_path, **{**SELECT, "max_steps": 2, "ot_weight": 1e-12, "optim": "sgd"})
     with_it.train()

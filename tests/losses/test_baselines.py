@@ -30,7 +30,7 @@ def sides(name, *, seed=0, samples=5, widths=(4, 6), positions=7, dtype=torch.fl
     """Student and teacher activations of the shapes that a loss takes, and the loss with fixed weights."""
     kind = FEATURE_LOSSES[name]
     generator = torch.Generator().manual_seed(seed)
-    tail = (positions,) if kind.sees == "maps" else ()
+    tail = (positions,) if kind.input_kind == "maps" else ()
     student, teacher = (torch.randn(samples, w, *tail, generator=generator, dtype=torch.float64) for w in widths)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

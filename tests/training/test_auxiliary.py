@@ -1,10 +1,11 @@
 """What trains along with the student and is no part of it, by the projector of a FitNet."""
 
 import copy
+import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from hf_reprot.features.taps import Taps
@@ -18,7 +19,7 @@ NAMES = [f"feature.{i}.projector.{part}" for i in range(2) for part in ("weight"
 
 
 def projectors(trainer):
-    return weights_of(trainer.transfer.companions)
+    return weights_of(trainer.transfer.auxiliary)
 
 
 def test_they_have_a_group_in_the_optimiser(tmp_path):
@@ -26,12 +27,12 @@ def test_they_have_a_group_in_the_optimiser(tmp_path):
     optimizer = trainer.create_optimizer()
     assert list(projectors(trainer)) == NAMES
     group = optimizer.param_groups[-1]
-    companions = list(trainer.transfer.companions.parameters())
-    assert [id(p) for p in group["params"]] == [id(p) for p in companions]
+    modules = list(trainer.transfer.auxiliary.parameters())
+    assert [id(p) for p in group["params"]] == [id(p) for p in modules]
     assert group["weight_decay"] == 0.3
     assert group["lr"] == trainer.args.learning_rate
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
-    assert len(held) == len(set(held)) == len(list(trainer.model.parameters())) + len(companions)
+    assert len(held) == len(set(held)) == len(list(trainer.model.parameters())) + len(modules)
     trainer.create_optimizer()  # a second call adds nothing
     assert len(optimizer.param_groups) == 3
 
@@ -83,15 +84,15 @@ def test_they_train_as_by_hand(tmp_path, accumulation):
         feature_weight=0.5,
         ot_weight=0.0,
     )
-    projector = copy.deepcopy(trainer.transfer.companions["feature"][0])
+    projector = copy.deepcopy(trainer.transfer.auxiliary["feature"][0])
     assert isinstance(projector, FitNet)
     trainer.train()
     _by_hand(reference, teacher, projector, data, steps=3, size=16)
     for name, value in projector.state_dict().items():
-        assert torch.allclose(trainer.transfer.companions["feature"][0].state_dict()[name], value, atol=1e-5), name
+        assert torch.allclose(trainer.transfer.auxiliary["feature"][0].state_dict()[name], value, atol=1e-5), name
     for name, value in reference.state_dict().items():
         assert torch.allclose(student.state_dict()[name], value, atol=1e-5), name
-    assert all(p.grad is None for p in trainer.transfer.companions.parameters())
+    assert all(p.grad is None for p in trainer.transfer.auxiliary.parameters())
 
 
 def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path):
@@ -109,7 +110,7 @@ def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path):
     whole.train()
     resumed = make_trainer(tmp_path / "resumed", model=reshuffled(vit()), **settings)
     with torch.random.fork_rng():
-        reshuffled(resumed.transfer.companions)
+        reshuffled(resumed.transfer.auxiliary)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert_same_run(resumed, whole)
     for name, value in projectors(whole).items():
@@ -122,14 +123,31 @@ def test_they_are_in_the_checkpoint_and_not_in_the_student(tmp_path):
     trainer.save_model(str(tmp_path / "student"))
     state = load_file(tmp_path / "checkpoint-2" / "transfer_state.safetensors")
     for name, value in projectors(trainer).items():
-        assert torch.equal(state[f"companions.{name}"], value), name
+        assert torch.equal(state[f"auxiliary.{name}"], value), name
     make_trainer(tmp_path, ot_weight=0.0).save_model(str(tmp_path / "plain"))
     plain = load_file(tmp_path / "plain" / "model.safetensors")
     for folder in ("checkpoint-2", "student"):
         assert load_file(tmp_path / folder / "model.safetensors").keys() == plain.keys()
 
 
-def test_other_companions_than_the_checkpoints(tmp_path):
+def test_a_checkpoint_with_the_former_names_resumes(tmp_path):
+    """Earlier versions called them companions in the checkpoint's state."""
+    settings = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps", "optim": "adamw_torch", **FITNET}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    path = tmp_path / "whole" / "checkpoint-2" / "transfer_state.safetensors"
+    former = {re.sub("^auxiliary[.]", "companions.", name): value for name, value in load_file(path).items()}
+    assert {f"companions.{name}" for name in NAMES} <= set(former)
+    save_file(former, path)
+    resumed = make_trainer(tmp_path / "resumed", model=reshuffled(vit()), **settings)
+    with torch.random.fork_rng():
+        reshuffled(resumed.transfer.auxiliary)
+    resumed.train(resume_from_checkpoint=str(path.parent))
+    for name, value in projectors(whole).items():
+        assert torch.equal(projectors(resumed)[name], value), name
+
+
+def test_other_modules_than_the_checkpoints(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=2, **FITNET).train()
     checkpoint = str(tmp_path / "checkpoint-2")
     for settings in ({"feature_loss": "crd", "ot_weight": 0.0, "layer_pairs": "stages"}, {"ot_weight": 1.0}):
@@ -195,7 +213,7 @@ def test_a_gradient_that_is_not_finite_in_one_of_them_changes_nothing(tmp_path):
     def poison(gradient):
         return gradient * (float("nan") if trainer.state.global_step == 1 else 1.0)
 
-    next(trainer.transfer.companions.parameters()).register_hook(poison)
+    next(trainer.transfer.auxiliary.parameters()).register_hook(poison)
     trainer.train()
     assert [entry["dropped_steps"] for entry in training_logs(trainer)] == [0, 1, 0]
     first, second, third = kept.weights

@@ -9,6 +9,7 @@ from hf_reprot import OTTransferTrainer
 from hf_reprot.features.activations import pair_maps, pair_neurons
 from hf_reprot.features.taps import Taps
 from hf_reprot.losses.baselines import DELTA, FEATURE_LOSSES, BatchSpectralShrinkage, DecoupledDistillation
+from hf_reprot.training.terms.feature import FeatureTerm
 from tests.toy_models import Images, convnext, resnet, vit
 from tests.training.runs import make_config, make_trainer, training_logs, weights_of
 from tests.training.test_text import Texts
@@ -16,7 +17,7 @@ from tests.training.test_text import _student as text_student
 from tests.training.test_text import _teacher as text_teacher
 
 NAMES = list(FEATURE_LOSSES)
-MAPS = [name for name, kind in FEATURE_LOSSES.items() if kind.sees == "maps"]
+MAPS = [name for name, kind in FEATURE_LOSSES.items() if kind.input_kind == "maps"]
 
 
 def first_batch(samples=8):
@@ -63,7 +64,7 @@ def test_the_value_of_the_first_step(tmp_path, name, positions):
         layer_pairs=[pair],
         train_sampling_strategy="sequential",
     )
-    loss = copy.deepcopy(trainer.transfer.rivals.feature_losses[0])
+    loss = copy.deepcopy(trainer.transfer.find(FeatureTerm).losses[0])
     trainer.train()
     sides = []
     for model, layer in zip((reference, teacher), pair.split("="), strict=True):
@@ -72,9 +73,9 @@ def test_the_value_of_the_first_step(tmp_path, name, positions):
             model(first_batch()["pixel_values"])
         sides.append(taps.take()[layer])
         taps.close()
-    if loss.sees == "maps":
+    if loss.input_kind == "maps":
         expected = loss(*pair_maps(*sides))
-    elif loss.sees == "samples" and positions == "all":
+    elif loss.input_kind == "samples" and positions == "all":
         expected = loss(*(x.flatten(1) for x in pair_maps(*sides)))
     else:
         expected = loss(*pair_neurons(*sides, positions=positions))

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from hf_reprot.training.checkpoint_files import PROCESSES, STATE_FILE, load_transfer_state, save_transfer_state
+from hf_reprot.training.terms.transport import TransportTerm
 from tests.training.runs import make_trainer, training_logs
 
 CARRIED = {"plan_momentum": 0.9, "max_steps": 3}
 
 
 def samples(trainer) -> list[float]:
-    return [running.moments.count.item() for running in trainer.transfer.running]
+    return [running.moments.count.item() for running in trainer.transfer.find(TransportTerm).running]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +59,10 @@ def test_what_processes_share_does_not_depend_on_their_number(tmp_path, caplog):
 
 
 def test_more_processes_than_before_find_what_all_share(tmp_path, caplog):
-    state = {"running.0.count": torch.tensor(5.0), "companions.w": torch.tensor(2.0), PROCESSES: torch.tensor(2)}
+    state = {"running.0.count": torch.tensor(5.0), "auxiliary.w": torch.tensor(2.0), PROCESSES: torch.tensor(2)}
     for rank in range(2):
         save_transfer_state(tmp_path, state, rank)
     assert set(load_transfer_state(tmp_path, 1, 2)) == set(state)
     for rank, processes in ((0, 3), (1, 3), (2, 3), (None, 2)):
-        assert set(load_transfer_state(tmp_path, rank, processes)) == {"companions.w", PROCESSES}, rank
+        assert set(load_transfer_state(tmp_path, rank, processes)) == {"auxiliary.w", PROCESSES}, rank
     assert caplog.text.count("start anew") == 2

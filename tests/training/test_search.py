@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hf_reprot.training.terms.transport import TransportTerm
 from tests.toy_models import Images, resnet, vit
 from tests.training.runs import make_trainer, training_logs, weights_of
 
@@ -54,7 +55,7 @@ def test_a_search_with_optuna(tmp_path):
 
     def watched(model, inputs, *args, **kwargs):
         if model.training:
-            transport = trainer.transfer.transport
+            transport = trainer.transfer.find(TransportTerm).loss
             built.append((trainer.args.ot_weight, transport.method, transport.relative_epsilon))
             trained.append(trainer.transfer.student_taps.model is model)
         return forward(trainer, model, inputs, *args, **kwargs)

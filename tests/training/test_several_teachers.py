@@ -112,7 +112,7 @@ def representations(trainer, images):
 def test_which_rivals_speak_in_units_of_the_teacher(name):
     torch.manual_seed(0)
     kind = FEATURE_LOSSES[name]
-    shape = (16, 6, 9) if kind.sees == "maps" else (16, 6)
+    shape = (16, 6, 9) if kind.input_kind == "maps" else (16, 6)
     student, teacher = torch.randn(*shape), torch.randn(*shape)
     loss = kind.for_widths(6, 6)
     quiet, loud = loss(student, teacher).loss, loss(student, 100 * teacher).loss
@@ -200,7 +200,7 @@ def test_neurons_are_matched_on_a_teachers_own_samples(tmp_path, positions):
     with trainer.transfer.recording():
         trainer.model.train()(images)
     layers, _ = trainer.transfer.teach({"pixel_values": images})
-    ((s, t),) = trainer.transfer.neurons(trainer.transfer.student_taps.take(), layers, {})
+    ((s, t),) = trainer.transfer.layers.neurons(trainer.transfer.student_taps.take(), layers, {})
     own = (labels != 1).repeat_interleave(len(s) // 8)
     expected = RepresentationTransport()(s[own], t[own]).loss
     trainer.train()

@@ -8,6 +8,7 @@ import torch
 from hf_reprot import OTTransferConfig
 from hf_reprot.features.taps import Taps
 from hf_reprot.losses import LogitDistillation, RepresentationTransport
+from hf_reprot.training.terms.transport import TransportTerm
 from tests.toy_models import Images, convnext, resnet, timm_vit, vit
 from tests.training.runs import make_trainer, training_logs, weights_of
 
@@ -177,7 +178,7 @@ def test_transport_brings_the_student_nearer(tmp_path):
 def test_a_plan_from_moments_carried_over_steps(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=4, plan_momentum=0.9, per_device_train_batch_size=4)
     trainer.train()
-    count = trainer.transfer.running[0].moments.count.item()
+    count = trainer.transfer.find(TransportTerm).running[0].moments.count.item()
     assert count == pytest.approx(4 * (1 + 0.9 + 0.81 + 0.729))
     assert training_logs(trainer)[-1]["ot_marginal_error"] <= 1e-3
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ...config import OTTransferConfig
-from ...data.columns import columns_of_student
 from ...features.compiled import as_written
-from ...losses.collective import gather_rows
+from ...losses.collective import gather_rows, world_size
 from ...ot.solve import solve
-from .fit import InverseTransport
+from ...training.terms.base import Batch, TermContext, TrainingLoop
+from ...training.terms.transport import Marginals, TransportTerm
 from .neurons import learn_neuron_cost, neuron_cost_of
 
 logger = logging.getLogger(__name__)
@@ -30,40 +28,42 @@ _MOST_SAMPLES = 4096
 _PREFIX = "learned_cost."
 
 
-class LearnedCosts:
-    """The learned cost of each layer pair and its plan: a constant that weighs every batch's costs.
+class LearnedCostTransport(TransportTerm):
+    """Transport whose plans follow from a cost between neurons that is learned first: a constant that weighs every
+    batch's costs.
 
     With C the learned cost between neurons, P = argmin <P, C> + eps KL(P | a b') is solved once, and the term of a step
     is <P, M>, M the squared differences of the batch: what was learned says which neurons go together, the batch how
     far apart they are. (The other reading, a contrastive loss between samples under the same frozen cost, is satisfied
     within a few steps on the samples at hand and taught the students of the demo much less.)
 
-    Args:
-        config: The settings.
+    Attributes:
+        costs: (d_s, d_t) of each pair; empty before anything was learned.
+        learned_plans: (d_s, d_t) of each pair.
     """
 
-    def __init__(self, config: OTTransferConfig):
-        self.config = config
-        self.costs: list[Tensor] = []  # (d_s, d_t) of each pair
-        self._plans: list[Tensor] = []
+    def __init__(self, context: TermContext):
+        super().__init__(context)
+        self.costs: list[Tensor] = []
+        self.learned_plans: list[Tensor] = []
+        self._given = context.learned_cost
 
-    @property
-    def plans(self) -> list[Tensor]:
-        """The plan (d_s, d_t) of each layer pair.
+    def marginals(self, neurons: Sequence[tuple[Tensor, Tensor]], batch: Batch) -> Marginals:
+        """The frozen plans.
 
         Raises:
             RuntimeError: nothing has been learned yet.
         """
-        if not self._plans:
+        if not self.learned_plans:
             raise RuntimeError("ot_cost='learned' learns its cost when train() begins: there is no loss before that")
-        return self._plans
+        return Marginals(plans=self.learned_plans)
 
     def take(self, costs: Sequence[Tensor]) -> None:
         """Takes the cost of each pair and solves its plan."""
         config = self.config
         relative = config.ot_relative_epsilon
         self.costs = [cost.detach().float() for cost in costs]
-        self._plans = [
+        self.learned_plans = [
             solve(
                 cost,
                 method=config.ot_method,
@@ -75,19 +75,87 @@ class LearnedCosts:
             for cost in self.costs
         ]
 
+    def modules(self, widths: Sequence[tuple[int, int]], device: torch.device) -> Mapping[str, nn.Module]:
+        """Takes the user's cost, if there is one; nothing trains along.
+
+        Raises:
+            ValueError: costs of the wrong number, kind or widths.
+        """
+        given = self._given
+        if given is None:
+            return {}
+        pairs = self.layers.pairs
+        fitted = [given] * len(pairs) if isinstance(given, nn.Module) else list(given)
+        if len(fitted) != len(pairs):
+            raise ValueError(f"learned_cost has {len(fitted)} costs for {len(pairs)} layer pairs: give one for each")
+        costs = [neuron_cost_of(cost) for cost in fitted]
+        for cost, pair, width in zip(costs, pairs, widths, strict=False):
+            if tuple(cost.shape) != tuple(width):
+                raise ValueError(
+                    f"learned_cost is between {cost.shape[0]} student and {cost.shape[1]} teacher neurons, but "
+                    f"{pair.student}={pair.teacher} has {width[0]} and {width[1]}"
+                )
+        self.take([cost.to(device) for cost in costs])
+        return {}
+
+    def on_train_begin(self, loop: TrainingLoop) -> None:
+        """Learns what is to be learned and is not there yet (given, or from a checkpoint).
+
+        In a distributed run the samples of all processes are gathered, the first process learns, and all get its cost.
+        """
+        if self.costs:
+            return
+        costs = []
+        for pair, (student, teacher) in zip(self.layers.pairs, self._paired_samples(loop), strict=True):
+            student, teacher = gather_rows(student), gather_rows(teacher)
+            cost = torch.zeros(student.shape[1], teacher.shape[1], device=loop.device)
+            if world_size() == 1 or dist.get_rank() == 0:
+                # On the CPU, in float64: the same wherever a run starts.
+                inverse = learn_neuron_cost(
+                    student.cpu(), teacher.cpu(), regularisation=self.config.cost_regularisation
+                )
+                logger.info(
+                    "Learned the cost of %s=%s from %d samples: %s",
+                    *(pair.student, pair.teacher, len(student), inverse.report),
+                )
+                cost.copy_(neuron_cost_of(inverse))
+            if world_size() > 1:
+                dist.broadcast(cost, 0)
+            costs.append(cost)
+        self.take(costs)
+
+    @torch.no_grad()
+    def _paired_samples(self, loop: TrainingLoop) -> list[tuple[Tensor, Tensor]]:
+        """This process's samples (n, d_s), (n, d_t) of each layer pair, over the first batches of the training data.
+
+        Layers act as in training, where the loss will see them; the student and the global RNG state are restored.
+        """
+        parts: list[list[tuple[Tensor, Tensor]]] = []
+        with unchanged_generators(), as_in_training(loop.model):
+            for inputs in loop.batches(self.config.cost_fit_steps):
+                batch = loop.observe(inputs)
+                tables = self.layers.neurons(batch.student, batch.teachers, batch.inputs)
+                parts.append([(s.float(), t.float()) for s, t in tables])
+        if not parts:
+            raise ValueError("ot_cost='learned' needs training data to learn from, and the data loader gave no batch")
+        most = _MOST_SAMPLES // world_size()
+        return [_finite_rows(*map(torch.cat, zip(*pair, strict=True)), most) for pair in zip(*parts, strict=True)]
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Costs and plans, for a checkpoint; empty before anything was learned."""
-        state = {}
-        for i, (cost, plan) in enumerate(zip(self.costs, self._plans, strict=True)):
+        """Costs and plans; empty before anything was learned."""
+        state = super().state_dict()
+        for i, (cost, plan) in enumerate(zip(self.costs, self.learned_plans, strict=True)):
             state |= {f"{_PREFIX}{i}.cost": cost, f"{_PREFIX}{i}.plan": plan}
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor], pairs: int, device: torch.device) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Restores what `state_dict` gave.
 
         Raises:
             ValueError: the checkpoint's run learned no cost, or those of another number of layer pairs.
         """
+        super().load_state_dict(state, device)
+        pairs = len(self.layers.pairs)
         found = {name: value for name, value in state.items() if name.startswith(_PREFIX)}
         if len(found) != 2 * pairs:
             raise ValueError(
@@ -95,97 +163,7 @@ class LearnedCosts:
                 f"run has {pairs}: resume with the settings that it was written with, or start a new run"
             )
         self.costs = [found[f"{_PREFIX}{i}.cost"].to(device) for i in range(pairs)]
-        self._plans = [found[f"{_PREFIX}{i}.plan"].to(device) for i in range(pairs)]
-
-
-class LearnedCostMixin:
-    """For a trainer with an objective (`transfer`): learns the costs of its layer pairs when training begins."""
-
-    _given_cost: InverseTransport | Sequence[InverseTransport] | None = None
-
-    def _take_given_cost(self, widths: Sequence[tuple[int, int]]) -> None:
-        """Hands the user's cost, if there is one, to the objective.
-
-        Args:
-            widths: (d_s, d_t) of each pair; empty where they are not known.
-
-        Raises:
-            ValueError: costs that no setting asks for, of the wrong number, kind or widths.
-        """
-        given, learned, pairs = self._given_cost, self.transfer.learned, self.transfer.pairs
-        if given is None:
-            return
-        if learned is None:
-            raise ValueError(
-                f"learned_cost was given, but ot_cost={self.args.ot_cost!r} and ot_weight={self.args.ot_weight} do "
-                "not use it: set ot_cost='learned' and an ot_weight above 0"
-            )
-        given = [given] * len(pairs) if isinstance(given, nn.Module) else list(given)
-        if len(given) != len(pairs):
-            raise ValueError(f"learned_cost has {len(given)} costs for {len(pairs)} layer pairs: give one for each")
-        costs = [neuron_cost_of(cost) for cost in given]
-        for cost, pair, width in zip(costs, pairs, widths, strict=False):
-            if tuple(cost.shape) != tuple(width):
-                raise ValueError(
-                    f"learned_cost is between {cost.shape[0]} student and {cost.shape[1]} teacher neurons, but "
-                    f"{pair.student}={pair.teacher} has {width[0]} and {width[1]}"
-                )
-        learned.take([cost.to(self.args.device) for cost in costs])
-
-    def _learn_costs(self) -> None:
-        """Learns what is to be learned and is not there yet (given, or from a checkpoint).
-
-        In a distributed run the samples of all processes are gathered, the first process learns, and all get its cost.
-        """
-        learned, pairs = self.transfer.learned, self.transfer.pairs
-        if learned is None or learned.costs:
-            return
-        costs = []
-        for pair, (student, teacher) in zip(pairs, self._paired_samples(), strict=True):
-            student, teacher = gather_rows(student), gather_rows(teacher)
-            cost = torch.zeros(student.shape[1], teacher.shape[1], device=self.args.device)
-            if self.accelerator.is_main_process:
-                # On the CPU, in float64: the same wherever a run starts.
-                inverse = learn_neuron_cost(student.cpu(), teacher.cpu(), regularisation=self.args.cost_regularisation)
-                logger.info(
-                    "Learned the cost of %s=%s from %d samples: %s",
-                    *(pair.student, pair.teacher, len(student), inverse.report),
-                )
-                cost.copy_(neuron_cost_of(inverse))
-            if self.accelerator.num_processes > 1:
-                dist.broadcast(cost, 0)
-            costs.append(cost)
-        learned.take(costs)
-
-    @torch.no_grad()
-    def _paired_samples(self) -> list[tuple[Tensor, Tensor]]:
-        """This process's samples (n, d_s), (n, d_t) of each layer pair, over the first batches of the training data.
-
-        Layers act as in training, where the loss will see them; the student and every random generator are as they were
-        before after it.
-        """
-        parts: list[list[tuple[Tensor, Tensor]]] = []
-        with unchanged_generators(), as_in_training(self.model_wrapped):
-            loader = self.get_train_dataloader()
-            try:
-                for inputs in itertools.islice(loader, self.args.cost_fit_steps):
-                    parts.append(self._neurons_of(self._prepare_inputs(inputs)))
-            finally:
-                if hasattr(loader, "end"):  # accelerate's, which counts the loaders that are being read
-                    loader.end()
-        if not parts:
-            raise ValueError("ot_cost='learned' needs training data to learn from, and the data loader gave no batch")
-        most = _MOST_SAMPLES // self.accelerator.num_processes
-        return [_finite_rows(*map(torch.cat, zip(*pair, strict=True)), most) for pair in zip(*parts, strict=True)]
-
-    def _neurons_of(self, inputs: Mapping) -> list[tuple[Tensor, Tensor]]:
-        own = columns_of_student(inputs, self.label_names)
-        with self.accelerator.autocast():
-            with self.transfer.recording():
-                self.model_wrapped(**own)
-            layers, _ = self.transfer.teach(inputs)
-        pairs = self.transfer.neurons(self.transfer.student_taps.take(), layers, inputs)
-        return [(s.float(), t.float()) for s, t in pairs]
+        self.learned_plans = [found[f"{_PREFIX}{i}.plan"].to(device) for i in range(pairs)]
 
 
 def _finite_rows(student: Tensor, teacher: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -215,7 +193,7 @@ def as_in_training(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unchanged_generators() -> Iterator[None]:
-    """Every global random generator as it was after it."""
+    """Restores the global RNG state (Python, NumPy, torch) at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

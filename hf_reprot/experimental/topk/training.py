@@ -3,62 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...config import OTTransferConfig
-from ...features.pairs import LayerPair
 from ...training.labels import labels_of
+from ...training.terms.base import Batch, TermContext
+from ...training.terms.transport import Marginals, TransportTerm
 from .selection import NeuronSelection
 
 _COST_OF_DEAD = 4.0  # the largest cost between two standardised neurons
 
 
-class Selections:
-    """One selection for each teacher layer among the pairs.
+class SelectiveTransport(TransportTerm):
+    """Transport to the few neurons of each teacher layer that learned scores choose.
 
-    Args:
-        config: The settings; `select_k` is set.
-        pairs: The layer pairs.
+    Attributes:
+        selections: One `NeuronSelection` for each teacher layer among the pairs.
     """
 
-    def __init__(self, config: OTTransferConfig, pairs: Sequence[LayerPair]):
-        self.config = config
-        layers = [(pair.teacher_index, pair.teacher) for pair in pairs]
-        self.layers = sorted(set(layers))
-        self.of_pair = [self.layers.index(layer) for layer in layers]
-        self.modules = nn.ModuleList()
+    def __init__(self, context: TermContext):
+        super().__init__(context)
+        layers = [(pair.teacher_index, pair.teacher) for pair in self.layers.pairs]
+        self.teacher_layers = sorted(set(layers))
+        self.of_pair = [self.teacher_layers.index(layer) for layer in layers]
+        self.selections: list[NeuronSelection] = []
+        self._classes = getattr(getattr(context.student, "config", None), "num_labels", None)
 
-    def build(self, widths: Sequence[tuple[int, int]], student: nn.Module) -> dict[str, nn.Module]:
-        """The modules that train along, by name.
-
-        Args:
-            widths: (d_s, d_t) of each pair.
-            student: Its config says how many classes there are.
+    def modules(self, widths: Sequence[tuple[int, int]], device: torch.device) -> Mapping[str, nn.Module]:
+        """Makes the selections.
 
         Raises:
             ValueError: the widths or the classes are not known, or `select_k` asks for more neurons than there are.
         """
-        if self.layers and not widths:
+        if self.teacher_layers and not widths:
             raise ValueError(
                 "select_k needs to know the widths of the layers before training: they are not known of a sharded "
-                "student, nor of one whose inputs cannot be made up. Set select_k=None"
+                "student, nor of one whose inputs are not known. Set select_k=None"
             )
         classes = None
         if self.config.select_by == "task":
-            classes = getattr(getattr(student, "config", None), "num_labels", None)
+            classes = self._classes
             if not classes:
                 raise ValueError(
                     "select_by='task' reads the labels out of the teacher's neurons, and the student's config does not "
                     "say how many there are (num_labels): use select_by='transport'"
                 )
         width = {layer: dt for layer, (_, dt) in zip(self.of_pair, widths, strict=True)}
-        self.modules = nn.ModuleList(
-            NeuronSelection(width[i], self._count(width[i], path), classes) for i, (_, path) in enumerate(self.layers)
-        )
-        return {"selection": self.modules}
+        self.selections = [
+            NeuronSelection(width[i], self._count(width[i], path), classes)
+            for i, (_, path) in enumerate(self.teacher_layers)
+        ]
+        return {"selection": nn.ModuleList(self.selections)}
 
     def _count(self, width: int, path: str) -> int:
         asked = self.config.select_k
@@ -70,41 +66,33 @@ class Selections:
             )
         return count
 
-    def __call__(
-        self, neurons: Sequence[tuple[Tensor, Tensor]], inputs: Mapping[str, Any], progress: float
-    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
-        """The weights (d_t,) of each pair's teacher neurons, the terms of the read-outs, and what to log.
-
-        Args:
-            neurons: (n, d_s) and (n, d_t) of each pair.
-            inputs: The batch.
-            progress: Share of all training steps that have been made.
-        """
-        share = progress / self.config.select_until
-        weights, terms = [module.weights(share) for module in self.modules], []
-        k = torch.stack([w.detach().topk(m.k).values.sum() for w, m in zip(weights, self.modules, strict=True)])
+    def marginals(self, neurons: Sequence[tuple[Tensor, Tensor]], batch: Batch) -> Marginals:
+        """The weights of the teacher neurons, and the terms that the scores are learned by."""
+        share = batch.progress / self.config.select_until
+        weights, terms = [module.weights(share) for module in self.selections], []
+        k = torch.stack([w.detach().topk(m.k).values.sum() for w, m in zip(weights, self.selections, strict=True)])
         logs = {"select_mass": k.mean()}
         teacher = {i: t for i, (_, t) in zip(self.of_pair, neurons, strict=True)}
         if share < 1:
-            dead = [m.dead_weight(teacher[i], weights[i]) for i, m in enumerate(self.modules)]
+            dead = [m.dead_weight(teacher[i], weights[i]) for i, m in enumerate(self.selections)]
             terms.append(_COST_OF_DEAD * torch.stack(dead).mean())
             logs["select_dead"] = torch.stack(dead).mean().detach()
         if self.config.select_by == "task":
             if share < 1:
-                labels = labels_of(inputs, "select_by='task'", "select_by='transport'")
-                outputs = [m(teacher[i], labels, weights[i]) for i, m in enumerate(self.modules)]
-                loss = torch.stack([output.loss for output in outputs]).mean()
+                labels = labels_of(batch.inputs, "select_by='task'", "select_by='transport'")
+                outputs = [m(teacher[i], labels, weights[i]) for i, m in enumerate(self.selections)]
+                loss = batch.share.samples * torch.stack([output.loss for output in outputs]).mean()
                 terms.append(loss)
                 logs["select_loss"] = loss.detach()
                 logs["select_accuracy"] = torch.stack([output.logs["accuracy"] for output in outputs]).mean()
             # The transport would rather have what is easiest to match.
             weights = [w.detach() for w in weights]
-        return [weights[i] for i in self.of_pair], terms, logs
+        return Marginals(teacher_weights=[weights[i] for i in self.of_pair], losses=terms, logs=logs)
 
     def selected(self) -> dict[str, list[int]]:
         """The neurons of each teacher layer that lead at the moment, or have been chosen, in ascending order."""
         found = {}
-        for (index, path), module in zip(self.layers, self.modules, strict=True):
+        for (index, path), module in zip(self.teacher_layers, self.selections, strict=True):
             over = bool((module.chosen >= 0).all())
             best = module.chosen if over else module.scores.detach().topk(module.k).indices.sort().values
             found[path if index == 0 else f"{path}@{index}"] = best.tolist()

@@ -41,7 +41,7 @@ class LinearCKA(FeatureLoss):
     section 3 (linear kernel).
     """
 
-    sees: ClassVar[str] = "samples"
+    input_kind: ClassVar[str] = "samples"
 
     citation = """@inproceedings{kornblith2019similarity,
   title={Similarity of Neural Network Representations Revisited},

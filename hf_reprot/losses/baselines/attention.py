@@ -37,7 +37,7 @@ class AttentionTransfer(FeatureLoss):
     form of the authors' code: a mean of squares over samples and positions, where the paper writes a norm.
     """
 
-    sees: ClassVar[str] = "maps"
+    input_kind: ClassVar[str] = "maps"
 
     citation = """@inproceedings{zagoruyko2017paying,
   title={Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via Attention

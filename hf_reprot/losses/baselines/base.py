@@ -15,7 +15,7 @@ _SHAPES = {"neurons": "(samples, neurons)", "samples": "(samples, neurons)", "ma
 class FeatureLoss(nn.Module):
     """A loss between a layer of the student and one of the teacher, on the same samples.
 
-    A subclass says in `sees` what a row of its inputs is, and writes `compare`:
+    A subclass says in `input_kind` what a row of its inputs is, and writes `compare`:
 
     - "neurons": (samples, neurons); a sample is an image, or an image position: the loss is one about neurons.
     - "samples": (samples, neurons); a sample is an image: the loss is about which images are alike.
@@ -25,7 +25,7 @@ class FeatureLoss(nn.Module):
     `in_teacher_units` whether it grows with the square of the teacher's activations, as a squared difference does.
     """
 
-    sees: ClassVar[str] = "neurons"
+    input_kind: ClassVar[str] = "neurons"
     learned: ClassVar[bool] = False
     in_teacher_units: ClassVar[bool] = False
 
@@ -47,8 +47,8 @@ class FeatureLoss(nn.Module):
         raise NotImplementedError
 
     def _check(self, student: Tensor, teacher: Tensor) -> None:
-        dimensions = 3 if self.sees == "maps" else 2
-        check_sides(student, teacher, _SHAPES[self.sees], dimensions)
+        dimensions = 3 if self.input_kind == "maps" else 2
+        check_sides(student, teacher, _SHAPES[self.input_kind], dimensions)
         if dimensions == 3 and student.shape[2] != teacher.shape[2]:
             raise ValueError(
                 f"student has {student.shape[2]} positions and teacher {teacher.shape[2]}: bring both to the coarser "

@@ -53,7 +53,7 @@ class ContrastiveDistillation(FeatureLoss):
     the authors' code. InfoNCE: van den Oord, Li, Vinyals, 2018.
     """
 
-    sees: ClassVar[str] = "samples"
+    input_kind: ClassVar[str] = "samples"
     learned: ClassVar[bool] = True
 
     citation = """@inproceedings{tian2020contrastive,

@@ -45,7 +45,7 @@ class DELTA(FeatureLoss):
     Convolutional Networks", ICLR 2019, scaled by c/p (as in the Transfer Learning Library) and averaged over the batch.
     """
 
-    sees: ClassVar[str] = "maps"
+    input_kind: ClassVar[str] = "maps"
 
     citation = """@inproceedings{li2019delta,
   title={DELTA: Deep Learning Transfer using Feature Map with Attention for Convolutional Networks},

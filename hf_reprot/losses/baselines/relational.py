@@ -48,7 +48,7 @@ class RelationalDistillation(FeatureLoss):
     samples; the authors' code counts the pairs of a sample with itself, which are 0, in its means.
     """
 
-    sees: ClassVar[str] = "samples"
+    input_kind: ClassVar[str] = "samples"
 
     citation = """@inproceedings{park2019relational,
   title={Relational Knowledge Distillation},

@@ -44,7 +44,7 @@ class NeuronSelectivityTransfer(FeatureLoss):
     polynomial kernel (x'y + c)^d, d = 2, c = 0.
     """
 
-    sees: ClassVar[str] = "maps"
+    input_kind: ClassVar[str] = "maps"
 
     citation = """@article{huang2017like,
   title={Like What You Like: Knowledge Distill via Neuron Selectivity Transfer},

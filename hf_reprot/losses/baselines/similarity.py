@@ -38,7 +38,7 @@ class SimilarityPreserving(FeatureLoss):
     References: Tung, Mori: "Similarity-Preserving Knowledge Distillation", ICCV 2019.
     """
 
-    sees: ClassVar[str] = "samples"
+    input_kind: ClassVar[str] = "samples"
 
     citation = """@inproceedings{tung2019similarity,
   title={Similarity-Preserving Knowledge Distillation},

@@ -53,7 +53,7 @@ class GaussianWasserstein(ProjectedLoss):
     with negative activations is out of reach of; variances are divided by p, not p - 1, so that one position is legal.
     """
 
-    sees: ClassVar[str] = "maps"
+    input_kind: ClassVar[str] = "maps"
     in_teacher_units: ClassVar[bool] = True
 
     citation = """@inproceedings{lv2024wasserstein,

@@ -19,7 +19,7 @@ from ..models.teacher import Teacher
 from .labels import check_settings, labels_of, problem_of, stated_problem
 
 
-class LogitTerm:
+class TeacherLogits:
     """Distils the logits of one or several teachers.
 
     A teacher's classes are those that it was given (`Teacher.classes`), or else found by name: where every class of its
