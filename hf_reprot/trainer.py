@@ -10,25 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import (
-    BaseImageProcessor,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-)
+from transformers import PreTrainedModel, Trainer
 
 from .cache.checks import cached_teachers, check_data, check_layers
 from .cache.collator import CachedCollator
+from .cache.teacher import CachedTeacher
 from .config import OTTransferConfig
 from .data.collator import AugmentationEpoch
-from .data.columns import TEACHER_PREFIX, columns_of_student
-from .data.datasets import is_transformed, leave_encoded
+from .data.columns import columns_of_student
 from .data.preprocessing import Preprocessing
-from .data.tokens import TeacherTokenCollator, pad_token_of
 from .features.architecture import head_paths
-from .models.modules import forward_parameters
 from .models.sharding import place_teachers
 from .models.student import as_student
 from .models.teacher import Teacher
@@ -36,16 +27,14 @@ from .training.adapters import check_head, still_modules
 from .training.auxiliary import AuxiliaryModules
 from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
-from .training.checkpointing import CheckpointingMixin
 from .training.checks import check_batch_size, check_launch, check_pairs, explained_single_samples, settle_ot_weight
-from .training.classes import ClassesMixin
-from .training.collating import check_not_empty, check_prepared, collator_for_images, columns_in_words
-from .training.head import HeadMixin
-from .training.log_window import Meter
-from .training.non_finite import GradientGuard, NonFiniteWatch
+from .training.classes import ClassNames
+from .training.collating import check_not_empty, columns_in_words, default_collator
+from .training.data_trainer import DataTrainer
+from .training.non_finite import GradientGuard
 from .training.objective import TransferObjective, logits_of
-from .training.publishing import PublishingMixin
-from .training.shares import Share, SharesMixin, of_share
+from .training.session import TrainingSession
+from .training.shares import Reads, Shares, of_share
 from .training.teacher_logits import class_notes
 from .training.teachers import load_teachers, pairs_of_teachers
 from .training.terms.base import Batch, TrainingLoop
@@ -55,14 +44,7 @@ if TYPE_CHECKING:
     from .experimental.inverse.fit import InverseTransport
 
 
-class OTTransferTrainer(
-    CheckpointingMixin,
-    PublishingMixin,
-    HeadMixin,
-    ClassesMixin,
-    SharesMixin,
-    Trainer,
-):
+class OTTransferTrainer(DataTrainer):
     """Trains a student on its task and, by optimal transport between neurons, toward a teacher's representation.
 
     Everything of `transformers.Trainer` works as it does there: callbacks, trackers, resuming, gradient accumulation,
@@ -101,6 +83,12 @@ class OTTransferTrainer(
     neurons, so that scales are comparable. Terms stand apart in the logs (`ot_loss/NAME`, `kd_loss/NAME`) and on the
     card.
 
+    Attributes:
+        transfer: The terms of the loss (`TransferObjective`).
+        head_fit: How a head was fitted by `fit_head`; None without.
+        teacher_metrics: Of teachers that were evaluated on the evaluation data, by number: their metrics, named as the
+            student's without `eval_`. The card shows them beside the student's.
+
     Raises:
         ValueError: settings, layers, widths or data that do not fit together, before any training.
 
@@ -123,10 +111,10 @@ class OTTransferTrainer(
         model: PreTrainedModel | nn.Module | None = None,
         teacher_model: str | os.PathLike | nn.Module | Teacher | Sequence | None = None,
         args: OTTransferConfig | None = None,
-        data_collator=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
         learned_cost: InverseTransport | Sequence[InverseTransport] | None = None,
         teacher_features: Any = None,
         **kwargs: Any,
@@ -135,22 +123,26 @@ class OTTransferTrainer(
             args = OTTransferConfig(output_dir="tmp_trainer")
         if not isinstance(args, OTTransferConfig):
             raise TypeError(f"args must be an OTTransferConfig, got {type(args).__name__}: it holds the transfer's own")
-        self.transfer: TransferObjective | None = None
-        self._meter, self._watch = Meter(), NonFiniteWatch(args.ot_nonfinite_limit)
-        self._guard = GradientGuard(args.ot_nonfinite_limit)
-        self.auxiliary = AuxiliaryModules(lambda: nn.ModuleDict() if self.transfer is None else self.transfer.auxiliary)
         if args.should_save and args.save_strategy != "no":
-            check_writable(args.output_dir)
-        if teacher_features is None:
-            self.teachers = load_teachers(teacher_model, args, student=model)
-        else:
-            self.teachers = cached_teachers(teacher_features, teacher_model, args)
+            check_writable(str(args.output_dir))
+        self.teachers: Sequence[Teacher] = (
+            load_teachers(teacher_model, args, student=model)
+            if teacher_features is None
+            else cached_teachers(teacher_features, teacher_model, args)
+        )
         self._given_cost = learned_cost
+        self._keep_with(args)
+        self.gradient_guard = GradientGuard(args.ot_nonfinite_limit)
+        self.classes = ClassNames(args, self.teachers)
+        self.session = TrainingSession(lambda: self.transfer)
+        self.auxiliary = AuxiliaryModules(self._auxiliary_modules)
         if model is not None:
             model = as_student(model)
         check_not_empty(train_dataset=train_dataset, eval_dataset=eval_dataset)
         if data_collator is None:
-            data_collator = self._default_collator(processing_class, args, model, train_dataset, eval_dataset, kwargs)
+            own_loss = kwargs.get("compute_loss_func") is not None
+            about = (args, model, self.teachers, train_dataset, eval_dataset)
+            data_collator = default_collator(processing_class, *about, own_loss=own_loss)
         super().__init__(
             model=model,
             args=args,
@@ -162,13 +154,15 @@ class OTTransferTrainer(
         )
         check_launch(self)
         if teacher_features is not None:
-            self.data_collator = CachedCollator(self.data_collator, [teacher.cache for teacher in self.teachers])
+            caches = [teacher.cache for teacher in self.teachers if isinstance(teacher, CachedTeacher)]
+            self.data_collator = CachedCollator(self.data_collator, caches)
         self.preprocessing = (
             Preprocessing.of(processing_class)
             or Preprocessing.of(getattr(self.data_collator, "processor", None))
-            or Preprocessing.size_of(self.model)  # who prepared the images did not say how
+            or Preprocessing.size_of(self.student())  # who prepared the images did not say how
         )
         place_teachers(self)
+        self.shares = Shares(self.accelerator, self.label_names, args.device)
         self.add_callback(TransferCallback(self))
         if hasattr(self.data_collator, "set_epoch"):
             self.add_callback(AugmentationEpoch(self.data_collator))
@@ -179,19 +173,17 @@ class OTTransferTrainer(
 
     def _build_objective(self) -> None:
         """Resolves layers, registers hooks, builds the terms and checks that everything fits together."""
-        if self.transfer is not None:
+        if hasattr(self, "transfer"):
             self.transfer.close()
-        args = self.args
-        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        args, student = self.args, self.student()
         if args.task_weight > 0 or args.kd_weight > 0:
             check_head(student)
         self._still = still_modules(student)
-        self._settle_classes(student)
+        self.classes.settle(student, self.train_dataset, self.eval_dataset, self._label_columns())
         settle_ot_weight(args, student, self.teachers)
         for teacher in self.teachers:
             teacher.check_frozen()
             teacher.check_not_shared(student)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         pairs = []
         if args.compares_layers and not args.finds_layers:
             pairs = pairs_of_teachers(args, student, self.teachers)
@@ -203,20 +195,23 @@ class OTTransferTrainer(
             args,
             self.preprocessing,
             heads=head_paths(student),
-            sharded=sharded,
+            sharded=self.is_sharded,
             learned_cost=self._given_cost,
         )
         if args.kd_weight > 0:
             for note in class_notes(student, self.teachers):
-                self._note(note)
-        widths = [] if sharded else check_pairs(self.transfer, args.device)
-        with torch.random.fork_rng():  # the order of the data does not depend on which losses have modules
+                self.classes.note(note)
+        widths = [] if self.is_sharded else check_pairs(self.transfer, args.device)
+        with torch.random.fork_rng():  # the order of the data does not depend on which terms have modules
             torch.manual_seed(args.seed)
             self.transfer.build_modules(widths, args.device)
         sharing = self.accelerator.num_processes if args.ot_global_batch else 1
         check_batch_size(args, args.train_batch_size * sharing, widths)
         if not self.is_in_train:
             self.transfer.close()
+
+    def _auxiliary_modules(self) -> nn.ModuleDict:
+        return self.transfer.auxiliary if hasattr(self, "transfer") else nn.ModuleDict()
 
     def call_model_init(self, trial=None) -> nn.Module:
         """As in `Trainer`; a bare timm model is put inside transformers' wrapper."""
@@ -225,81 +220,27 @@ class OTTransferTrainer(
     def _hp_search_setup(self, trial) -> None:
         # Training has got its student from `model_init`, if there is one, and moved it; a search has set its values.
         super()._hp_search_setup(trial)
-        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if trial is not None or student is not self.transfer.student:
+        if trial is not None or self.student() is not self.transfer.student:
             self._build_objective()
 
-    # ---- data ----
-
-    def _default_collator(self, processing_class: Any, args: OTTransferConfig, model: Any, train, evaluation, others):
-        """What makes batches where the user does not say; None: what `Trainer` takes."""
-        if isinstance(processing_class, BaseImageProcessor):
-            own_loss = others.get("compute_loss_func") is not None
-            return collator_for_images(processing_class, args, model, train, evaluation, own_loss=own_loss)
-        if isinstance(processing_class, PreTrainedTokenizerBase):
-            pad = pad_token_of(self.teachers[0].model) if self.teachers else 0
-            return TeacherTokenCollator(DataCollatorWithPadding(processing_class), pad)
-        if processing_class is None:
-            check_prepared(args, train)
-        return None
-
-    def _set_signature_columns_if_needed(self) -> None:
-        known = self._signature_columns is not None
-        super()._set_signature_columns_if_needed()
-        if not known:
-            taken = [name for teacher in self.teachers for name in forward_parameters(teacher.model)[0]]
-            self._signature_columns += [TEACHER_PREFIX + name for name in (*self._signature_columns, *taken)]
-            self._signature_columns += [c for c in getattr(self.data_collator, "input_columns", ()) if c]
-
-    def _remove_unused_columns(self, dataset, description: str | None = None):
-        if is_transformed(dataset):  # it makes its columns when a row is read: what it reads must not be removed
-            return dataset
-        dataset = super()._remove_unused_columns(dataset, description)
-        return leave_encoded(dataset, getattr(self.data_collator, "input_columns", (None,))[0])
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`; labels that the student's loss cannot take are refused."""
-        with self._collating(training=True):
-            return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """As in `Trainer`; images are not augmented."""
-        dataset = self._named_set(self.eval_dataset if eval_dataset is None else eval_dataset)
-        with self.reading_columns_of(dataset), self._collating(evaluation=True):
-            self._check_classes(dataset, "the evaluation data")
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset) -> DataLoader:
-        """As in `Trainer`; images are not augmented."""
-        with self.reading_columns_of(test_dataset), self._collating(evaluation=True):
-            self._check_classes(test_dataset, "the test data")
-            return super().get_test_dataloader(test_dataset)
-
-    def _named_set(self, dataset: Any) -> Any:
-        """A data set that is named by its key in `eval_dataset`."""
-        return self.eval_dataset.get(dataset) if isinstance(dataset, str) else dataset
-
-    @contextlib.contextmanager
-    def _collating(self, *, training: bool = False, evaluation: bool = False) -> Iterator[None]:
-        """Inside, batches are looked at before they leave the host; for evaluation, images are not augmented."""
-        own = collator = self.data_collator
-        if evaluation and hasattr(collator, "for_evaluation"):
-            collator = collator.for_evaluation()
-        self.data_collator = self._checked_labels(collator, training)
-        try:
-            yield
-        finally:
-            self.data_collator = own
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in `Trainer`; without samples repeated to fill up the last batch of an epoch."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        shifts = bool(getattr(self, "_loss_shifts_labels", False))
+        counted = self.shares.take(batches, self.student(), shifts_labels=shifts)
+        if counted is not None and items is not None:
+            items = self._get_num_items_in_batch(counted, device)
+        return batches, items
 
     # ---- loss ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """One micro-batch. Every term is a mean over it; `compute_loss_func` gets the count over the whole step."""
-        self._share = next(self._shares, Share())
+        self.shares.next()
         items = num_items_in_batch if self.compute_loss_func is not None else None
         with explained_single_samples():
             loss = super().training_step(model, inputs, items)
-        self._watch.check()
+        self.non_finite.check()
         return loss
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
@@ -311,25 +252,16 @@ class OTTransferTrainer(
             module.training = False
         with self.transfer.recording():
             task, outputs = self._task_loss(model, own, num_items_in_batch)
+        logits = logits_of(outputs, task is not None and self.compute_loss_func is None)
+        facts = {"step": self.state.global_step, "steps": self.state.max_steps, "share": self.shares.present}
         with self.accelerator.autocast():  # for the teachers; the transport itself leaves it again
-            logits = logits_of(outputs, task is not None and self.compute_loss_func is None)
-            facts = {"step": self.state.global_step, "steps": self.state.max_steps, "share": self._share}
-            terms = self.transfer(self.transfer.batch(inputs, logits, task=task, **facts))
-        self._meter.add(terms.logs)
-        self._watch.record(terms.dropped, self.transfer.layers.names)
-        loss = terms.loss
+            found = self.transfer(self.transfer.batch(inputs, logits, task=task, **facts))
+        self.log_window.add(found.logs)
+        self.non_finite.record(found.dropped, self.transfer.layers.names)
+        loss = found.loss
         if self.compute_loss_func is not None and not hasattr(Trainer, "loss_is_scaled_for_ga"):
             loss = loss / self.current_gradient_accumulation_steps  # older Trainers leave custom losses unscaled
         return (loss, outputs) if return_outputs else loss
-
-    def _guard_gradient(self) -> None:
-        """Drops a gradient that is not finite, and counts it in the logs."""
-        if self.is_deepspeed_enabled or self.accelerator.scaler is not None:
-            return  # they look after it themselves
-        trained = self.auxiliary.beside(self.model)
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside of accelerate's
-        dropped = self._guard.check(trained, optimizer=optimizer, sharded=self.is_fsdp_enabled)
-        self._meter.add({"dropped_steps": dropped.to(self.args.device)})
 
     def _task_loss(self, model, inputs: Mapping[str, Any], items: Any = None) -> tuple[Tensor | None, Any]:
         labels = [name for name in self.label_names if inputs.get(name) is not None]
@@ -343,15 +275,51 @@ class OTTransferTrainer(
                 "alone"
             )
         if self.compute_loss_func is not None:
-            return self._call_custom_loss(model, dict(inputs), items, self._share)
+            return self._custom_loss(model, dict(inputs), items)
         loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True, num_items_in_batch=None)
-        return of_share(loss, self._share.items), outputs
+        return of_share(loss, self.shares.present.items), outputs
+
+    def _custom_loss(self, model, inputs: dict[str, Any], items: Any) -> tuple[Tensor, Any]:
+        """`compute_loss_func` on a batch, as what a mean over the micro-batch would be.
+
+        Divided by `num_items_in_batch`, as documented, its sum over micro-batches is the mean; without a look at the
+        number, the loss is taken for a mean over its micro-batch.
+        """
+        given, reads, share = self.compute_loss_func, Reads(items), self.shares.present
+        self.compute_loss_func = reads.watching(given)
+        try:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
+        finally:
+            self.compute_loss_func = given
+        if reads.seen:
+            return loss * (0.0 if share.empty else getattr(self, "current_gradient_accumulation_steps", 1)), outputs
+        if items is not None and self.args.average_tokens_across_devices:  # `Trainer` took it for the documented form
+            loss = loss / (self.accelerator.num_processes // self.get_tp_size())
+        return of_share(loss, share.items), outputs
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As in `Trainer`; columns meant for teachers are left out."""
+        return super().prediction_step(model, columns_of_student(inputs), prediction_loss_only, ignore_keys)
 
     def current_ot_weight(self) -> float:
         """Weight of the transport term at this step, after the warm-up."""
         return warmed_up(self.args, self.state.global_step, self.state.max_steps)
 
     # ---- around the steps ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
+        """As in `Trainer`. Resumes from whole checkpoints only: with True, from the last one that is.
+
+        Where none of them is (the run was stopped while it wrote the first), it starts anew, with a warning.
+
+        Raises:
+            ValueError: the checkpoint is damaged, unfinished or of another model.
+            OSError: a checkpoint could not be written; the earlier ones are as they were.
+            FloatingPointError: losses or gradients were not finite again and again.
+        """
+        folder = self.checkpointer.resume_from(resume_from_checkpoint, sharded=self.is_sharded)
+        with self.session.open():
+            return super().train(folder, trial, ignore_keys_for_eval)
 
     def training_loop(self) -> TrainingLoop:
         """What the terms may ask of this trainer while it trains."""
@@ -374,8 +342,7 @@ class OTTransferTrainer(
                 self.model_wrapped(**columns_of_student(inputs, self.label_names))
             return self.transfer.batch(inputs)
 
-    def _first_batches(self, count: int, *, augmented: bool = True) -> Iterator[dict[str, Any]]:
-        """The first batches of the training data, prepared."""
+    def _first_batches(self, count: int, *, augmented: bool = True) -> Iterator[Mapping[str, Any]]:
         with contextlib.nullcontext() if augmented else self._collating(training=True, evaluation=True):
             loader = self.get_train_dataloader()
         try:
@@ -391,15 +358,11 @@ class OTTransferTrainer(
         self.auxiliary.add_to(optimizer, self.args.weight_decay)
         return optimizer
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As in `Trainer`; columns meant for teachers are left out."""
-        own = columns_of_student(inputs)
-        return super().prediction_step(model, own, prediction_loss_only, ignore_keys)
-
-    # ---- logs ----
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `Trainer`; a training entry gains every term and diagnostic, averaged over the window."""
-        if "loss" in logs:
-            logs.update(self._meter.pop(self.accelerator.gather))
-        super().log(logs, start_time)
+    def guard_gradient(self) -> None:
+        """Between the backward pass and the optimiser's step: drops a gradient that is not finite, and counts it."""
+        if self.is_deepspeed_enabled or self.accelerator.scaler is not None:
+            return  # they look after it themselves
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside of accelerate's
+        trained = self.auxiliary.beside(self.model)
+        dropped = self.gradient_guard.check(trained, optimizer=optimizer, sharded=self.is_fsdp_enabled)
+        self.log_window.add({"dropped_steps": dropped.to(self.args.device)})

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import TrainerCallback
+
+from .log_window import restore_window
 
 
 class TransferCallback(TrainerCallback):
-    """Calls the trainer back: callbacks are the only place between the backward pass and the optimiser's step.
+    """Hands the moments on: callbacks are the only place between the backward pass and the optimiser's step.
 
     Args:
-        trainer: The `OTTransferTrainer` that it belongs to.
+        trainer: The `OTTransferTrainer` whose collaborators are called.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Any):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """The trainer's own sums are at zero: those of the checkpoint take their place."""
-        self.trainer._begin_window()
-        self.trainer.forget_head()
-        self.trainer._begin_compiling()
-        self.trainer.transfer.on_train_begin(self.trainer.training_loop())  # nothing has moved the student yet
+        trainer = self.trainer
+        restored = trainer.checkpointer.restored or {}
+        restore_window(trainer, trainer.log_window, restored)
+        trainer.non_finite.load_state_dict(restored)
+        trainer.gradient_guard.reset()
+        trainer.head = None  # what was fitted belongs to the representation that there was
+        trainer.session.begin_compiling([trainer.model, *(t.model for t in trainer.teachers)], trainer.accelerator)
+        trainer.transfer.on_train_begin(trainer.training_loop())  # nothing has moved the student yet
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Before the first micro-batch of a step."""
@@ -29,7 +37,7 @@ class TransferCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """The gradient is complete, averaged over processes and clipped."""
         self.trainer.auxiliary.average(self.trainer.accelerator.num_processes)
-        self.trainer._guard_gradient()
+        self.trainer.guard_gradient()
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """The optimiser has made its step."""

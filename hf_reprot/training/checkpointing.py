@@ -1,19 +1,19 @@
-"""The methods of `Trainer` that save a run and go on with it."""
+"""Saves a transfer run and goes on with it: which checkpoint, its transfer state, its weights."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
-from accelerate.utils import DynamoBackend
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..features.compiled import is_compiled, own_hooks
-from ..models.student import portable_state_dict
+from ..config import OTTransferConfig
 from .checkpoint_files import (
     PROCESSES,
     check_weights,
@@ -25,7 +25,6 @@ from .checkpoint_files import (
     load_weights_strictly,
     save_transfer_state,
 )
-from .log_window import restore_window, window_state
 
 # Older versions of transformers load an optimiser's state in CPU processes to "cpu:0", a place that torch cannot name.
 torch.serialization.register_package(
@@ -33,127 +32,105 @@ torch.serialization.register_package(
 )
 
 
-class CheckpointingMixin:
-    """For a trainer with an objective (`transfer`), a meter and a watch: saves and restores all of a transfer run."""
+class Checkpointer:
+    """What `Trainer` does not know of a checkpoint: whether it is whole, and the state of the transfer in it.
 
-    _restored: dict[str, Tensor] | None = None
-    _written = False
+    Args:
+        args: The settings.
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
-        """As in `Trainer`. Resumes from whole checkpoints only: with True, from the last one that is.
+    Attributes:
+        restored: The transfer state of the checkpoint that the run goes on from; None for a new run.
+        written: Whether all of the checkpoint at hand has been written: what fails then is its upload.
+    """
 
-        Where none of them is (the run was stopped while it wrote the first), it starts anew, with a warning.
+    def __init__(self, args: OTTransferConfig):
+        self.args = args
+        self.restored: dict[str, Tensor] | None = None
+        self.written = False
+
+    def resume_from(self, asked: str | bool | None, *, sharded: bool) -> str | bool | None:
+        """The folder of the checkpoint to resume from; None: the run starts anew.
+
+        Args:
+            asked: `resume_from_checkpoint` of `Trainer.train`: a folder, or True for the last one that is whole.
+            sharded: Whether the student is spread over processes: such checkpoints have files of their own.
 
         Raises:
-            ValueError: the checkpoint is damaged, unfinished or of another model.
-            OSError: a checkpoint could not be written; the earlier ones are as they were.
-            FloatingPointError: losses or gradients were not finite again and again.
+            ValueError: the checkpoint is damaged or unfinished.
         """
-        if str(resume_from_checkpoint).lower() == "true":  # as it comes from a command line
-            resume_from_checkpoint = True
-        if resume_from_checkpoint and not self._is_sharded():
-            if isinstance(resume_from_checkpoint, bool):
-                resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is not None:
-                check_whole(resume_from_checkpoint)
-        self._restored = None
-        self.transfer.hang()
-        with contextlib.ExitStack() as self._while_training:
-            self._while_training.callback(lambda: self.transfer.close())  # the student is then a model like any other
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _begin_compiling(self) -> None:
-        """Before the student's first pass: lets compiled code see the hooks."""
-        models = [self.model, *(teacher.model for teacher in self.teachers)]
-        plugin = getattr(self.accelerator.state, "dynamo_plugin", None)  # also of ACCELERATE_DYNAMO_BACKEND
-        launched = plugin is not None and plugin.backend != DynamoBackend.NO
-        self._while_training.enter_context(own_hooks(launched or any(map(is_compiled, models))))
-
-    def _is_sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.restored = None
+        if str(asked).lower() == "true":  # as it comes from a command line
+            asked = True
+        if asked and not sharded:
+            folder = last_whole_checkpoint(str(self.args.output_dir)) if isinstance(asked, bool) else asked
+            if folder is not None:
+                check_whole(folder)
+            return folder
+        return asked
 
     # ---- saving ----
 
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        self._written = False
-        with explained_failure(folder, lambda: self._written, remove=self.args.should_save):
-            super()._save_checkpoint(model, trial)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self._written = True
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        super()._save(output_dir, state_dict=portable_state_dict(model, state_dict))
+    @contextlib.contextmanager
+    def writing(self, folder: str) -> Iterator[None]:
+        """Inside, a checkpoint is written; a failure is explained in one line, and leaves nothing of it behind."""
+        self.written = False
+        with explained_failure(folder, lambda: self.written, remove=self.args.should_save):
+            yield
 
     def _own_rank(self) -> int | None:
         """This process's number where its transfer state is its own; None where all processes hold the same."""
         return None if self.args.ot_global_batch else self.args.process_index
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        state = self.transfer.state_dict() | self._watch.state_dict()
-        state |= window_state(self, self._meter, self.accelerator.gather)
-        state[PROCESSES] = torch.tensor(self.args.world_size)
+    def save_state(self, folder: str, state: Mapping[str, Tensor]) -> None:
+        """Writes the transfer's state into a checkpoint, on the processes that have one to write."""
         if self._own_rank() is not None or self.args.should_save:
-            os.makedirs(output_dir, exist_ok=True)  # the process that makes it may not have come so far
-            save_transfer_state(output_dir, state, self._own_rank())
+            os.makedirs(folder, exist_ok=True)  # the process that makes it may not have come so far
+            whole = {**state, PROCESSES: torch.tensor(self.args.world_size)}
+            save_transfer_state(folder, whole, self._own_rank())
 
     # ---- loading ----
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        self._restored = None
-        if checkpoint is not None:
-            self._restored = load_transfer_state(checkpoint, self._own_rank(), self.args.world_size)
-        if self._restored is not None:  # first: of other companions, the optimiser could only say that numbers differ
-            self.transfer.load_state_dict(self._restored)
-        super()._load_optimizer_and_scheduler(checkpoint)
+    def load_state(self, folder: str | None) -> dict[str, Tensor] | None:
+        """Reads the transfer's state of a checkpoint and keeps it as `restored`; None where there is none."""
+        self.restored = None
+        if folder is not None:
+            self.restored = load_transfer_state(folder, self._own_rank(), self.args.world_size)
+        return self.restored
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler is None:
-            path = os.path.join(checkpoint, "scaler.pt")
-            if os.path.isfile(path):
-                raise ValueError(
-                    f"the run that wrote {checkpoint} scaled its loss and this one does not: resume with fp16=True as "
-                    "before, or delete scaler.pt there to go on in another precision"
-                )
-        super()._load_scaler(checkpoint)
+    @staticmethod
+    def check_scaler(folder: str | None, *, scales: bool) -> None:
+        """Refuses the checkpoint of a run that scaled its loss, where this one does not.
 
-    def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ) -> tuple[int, int]:
-        epochs, steps = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is not None and self.state.global_step >= max_steps:
-            return num_train_epochs, 0  # the run was at its end: the stock trainer would make one step more
-        return epochs, steps
+        Args:
+            folder: The checkpoint.
+            scales: Whether this run scales its loss (fp16).
 
-    def _begin_window(self) -> None:
-        """Starts the sums for the log: from zero, or from where the checkpoint stood."""
-        state = self._restored or {}
-        restore_window(self, self._meter, state)
-        self._watch.load_state_dict(state)
-        self._guard.reset()
+        Raises:
+            ValueError: such a checkpoint.
+        """
+        if folder is not None and not scales and os.path.isfile(os.path.join(folder, "scaler.pt")):
+            raise ValueError(
+                f"the run that wrote {folder} scaled its loss and this one does not: resume with fp16=True as before, "
+                "or delete scaler.pt there to go on in another precision"
+            )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if not self._load_strictly(resume_from_checkpoint, model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    @staticmethod
+    def load_weights(student: nn.Module, folder: str | Path, *, sharded: bool) -> bool:
+        """Loads all weights or raises; False where the stock ways (sharded training, adapters) know better.
 
-    def _load_best_model(self) -> None:
-        if not self._load_strictly(self.state.best_model_checkpoint):
-            super()._load_best_model()
+        Args:
+            student: The live student, unwrapped.
+            folder: A checkpoint.
+            sharded: Whether the student is spread over processes.
 
-    def _load_strictly(self, folder: str, model=None) -> bool:
-        """Loads all weights or raises; False where the stock ways (sharded training, adapters) know better."""
-        if self._is_sharded():
+        Raises:
+            ValueError: weights are missing, damaged, no safetensors or another model's.
+        """
+        if sharded:
             return False
         check_weights(folder)  # the best model, too: its place is read from the checkpoint
         if not has_plain_weights(folder):
             return False
-        student = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         if isinstance(student, PreTrainedModel):
             load_weights_strictly(student, folder)
         else:

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..config import OTTransferConfig
 from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, features_of, find_columns, is_transformed, table_of
 from ..data.labels import read_labels
+from ..data.tokens import TeacherTokenCollator, pad_token_of
 from ..models.modules import class_name, class_names
+from ..models.teacher import Teacher
 
 # Students whose labels are no classes: their images and targets go through a processor together.
 _DENSE = ("Segmentation", "ObjectDetection", "DepthEstimation")
+
+
+def default_collator(
+    processing_class: Any,
+    args: OTTransferConfig,
+    student: Any,
+    teachers: Sequence[Teacher],
+    train: Any,
+    evaluation: Any,
+    *,
+    own_loss: bool,
+) -> Any:
+    """What makes batches where the user does not say; None: what `Trainer` takes.
+
+    Args:
+        processing_class: The student's image processor or tokenizer, if there is one.
+        args: The settings.
+        student: The student; None where it is made later.
+        teachers: The teachers.
+        train, evaluation: The data sets, the latter one or a mapping of several.
+        own_loss: Whether the user computes the loss.
+
+    Raises:
+        ValueError: raw images without a processor; or as `collator_for_images`.
+    """
+    if isinstance(processing_class, BaseImageProcessor):
+        return collator_for_images(processing_class, args, student, train, evaluation, own_loss=own_loss)
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        pad = pad_token_of(teachers[0].model) if teachers else 0
+        return TeacherTokenCollator(DataCollatorWithPadding(processing_class), pad)
+    if processing_class is None:
+        check_prepared(args, train)
+    return None
 
 
 def collator_for_images(

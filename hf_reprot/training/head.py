@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.collator import ImageCollator
 from ..data.columns import columns_of_student
 from ..data.dataset_columns import features_of, find_columns
-from ..data.datasets import drawn_equally
 from ..data.labels import read_labels
 from ..models.head import HeadFit, fit_head, linear_head
 from ..models.modules import class_names, some
@@ -21,102 +20,93 @@ from ..models.modules import class_names, some
 logger = logging.getLogger(__name__)
 
 
-class HeadMixin:
-    """`fit_head` for a trainer."""
+@dataclass
+class FittedHead:
+    """A head that was fitted to a trained representation.
 
-    head_fit: HeadFit | None = None
-    head_fit_at: int | None = None  # entries of the log before
-    head_data: Any = None
+    Attributes:
+        fit: How it was fitted.
+        entries: How many entries the log had before.
+        data: What it was fitted on, where that is another data set than the training's.
+    """
 
-    def fit_head(self, dataset: Any = None, samples: int | None = None) -> HeadFit:
-        """Fits the student's head to labelled samples by logistic regression; the rest of it stays as it is.
+    fit: HeadFit
+    entries: int
+    data: Any = None
 
-        For a student that was taught without labels (`task_weight=0`) and is to do a task of which few samples are
-        labelled. Samples are not augmented; the penalty is chosen by cross-validation. Classes without a sample are
-        left out of what the head answers, and named in the log and on the card. With several processes, each runs its
-        share of the samples, and all get the same head. What an evaluation found before is of another head: the card
-        shows evaluations made afterwards.
 
-        Args:
-            dataset: Labelled samples, with columns of their own where images and labels are called otherwise than in
-                `train_dataset`; None: `train_dataset`.
-            samples: Fit to this many of them at most, equal shares of every class, drawn with `args.seed`.
+def fit_everywhere(
+    student: nn.Module, batches: Iterable[tuple[dict[str, Any], Tensor]], gather: Callable[..., Any]
+) -> HeadFit:
+    """Fits the head to the samples of all processes, and gives all the same.
 
-        Raises:
-            ValueError: no labels, one class only, a student without a linear head, one in an adapter that would not
-                save it, or one whose weights are spread over processes.
+    Args:
+        student: The student, unwrapped.
+        batches: Inputs and labels, this process's share.
+        gather: Collective that takes the samples of this process to those of all.
+    """
+    fit = fit_head(student, batches, gather)
+    _, layer = linear_head(student)
+    for parameter in layer.parameters():  # another machine may have rounded otherwise
+        parameter.data.copy_(broadcast(parameter.data, from_process=0))
+    logger.info("The head was fitted to %s samples: %s", fit.samples, fit)
+    if fit.absent:
+        logger.warning(
+            "%d of %d classes have no labelled sample, and the head never answers with them: %s",
+            len(fit.absent),
+            layer.out_features,
+            some(fit.absent),
+        )
+    return fit
 
-        Example (needs the Hub):
-            trainer = OTTransferTrainer(model=student, teacher_model="timm/resnet50.a1_in1k", train_dataset=images,
-                                        args=OTTransferConfig(output_dir="student", task_weight=0.0), ...)
-            trainer.train()
-            trainer.fit_head(labelled)
-            trainer.push_to_hub()
-        """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+
+def labelled_batches(
+    batches: Iterable[Mapping[str, Any]], label_names: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """The student's inputs and the labels of each batch.
+
+    Raises:
+        ValueError: a batch without labels.
+    """
+    for inputs in batches:
+        labels = next((inputs[name] for name in label_names if inputs.get(name) is not None), None)
+        if labels is None:
             raise ValueError(
-                "a head is fitted to a whole student, and FSDP and DeepSpeed spread it: save it, and fit the head with "
-                "hf_reprot.models.head.fit_head"
+                f"the samples have no labels ({', '.join(label_names)}; columns: {', '.join(inputs)}): a head needs "
+                "them"
             )
-        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        linear_head(student)  # before samples are read
-        dataset = self.train_dataset if dataset is None else dataset
-        whole = dataset
-        if samples is not None:
-            dataset = drawn_equally(dataset, samples, self.args.seed, self._columns_said(dataset)[1])
-        with self.reading_columns_of(dataset):
-            self.settle_head_classes(dataset)
-            loader = self.get_eval_dataloader(dataset)
-            with self.compute_loss_context_manager():
-                fit = fit_head(student, self._labelled_batches(loader), self.accelerator.gather_for_metrics)
-        self.head_fit, self.head_data = fit, None if whole is self.train_dataset else whole
-        self.head_fit_at = len(self.state.log_history)
-        _, layer = linear_head(student)
-        for parameter in layer.parameters():  # another machine may have rounded otherwise
-            parameter.data.copy_(broadcast(parameter.data, from_process=0))
-        logger.info("The head was fitted to %s samples: %s", fit.samples, fit)
-        if fit.absent:
-            logger.warning(
-                "%d of %d classes have no labelled sample, and the head never answers with them: %s",
-                len(fit.absent),
-                layer.out_features,
-                some(fit.absent),
-            )
-        return fit
+        yield columns_of_student(inputs, label_names), labels
 
-    def forget_head(self) -> None:
-        """What was fitted belongs to the representation that there was."""
-        self.head_fit = self.head_fit_at = self.head_data = None
 
-    @contextlib.contextmanager
-    def reading_columns_of(self, dataset: Any) -> Iterator[None]:
-        """Inside, batches are made by the columns of this data set: the collator was made for the first one."""
-        collator, known = self.data_collator, self._signature_columns
-        found = find_columns(dataset, *self._columns_said(dataset)) if isinstance(collator, ImageCollator) else None
-        if found is not None and (found.image, found.label) != collator.input_columns:
-            student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            reader = read_labels(found, dataset, student, class_names(student)) if found.label is not None else None
-            self.data_collator = collator.reading(found.image, found.label, reader)
-            self._signature_columns = None  # which columns are kept follows from the collator
-        try:
-            yield
-        finally:
-            self.data_collator, self._signature_columns = collator, known
+def chosen_columns(dataset: Any, collator: Any, image: str | None, label: str | None) -> tuple[str | None, str | None]:
+    """The columns of images and labels that someone chose, or that were found for training, where they exist.
 
-    def _columns_said(self, dataset: Any) -> tuple[str | None, str | None]:
-        """The columns of images and labels that someone chose, or that were found for training, where they exist."""
-        found = getattr(self.data_collator, "input_columns", (None, None))
-        said = (self.args.image_column or found[0], self.args.label_column or found[1])
-        features = features_of(dataset) or {}
-        return tuple(column if column in features else None for column in said)
+    Args:
+        dataset: The data set.
+        collator: What makes batches of the training data.
+        image, label: What someone chose.
+    """
+    found = getattr(collator, "input_columns", (None, None))
+    features = features_of(dataset) or {}
+    image, label = image or found[0], label or found[1]
+    return image if image in features else None, label if label in features else None
 
-    def _labelled_batches(self, loader: Any) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        for batch in loader:
-            inputs = self._prepare_inputs(batch)
-            labels = next((inputs[name] for name in self.label_names if inputs.get(name) is not None), None)
-            if labels is None:
-                raise ValueError(
-                    f"the samples have no labels ({', '.join(self.label_names)}; columns: {', '.join(inputs)}): a head "
-                    "needs them"
-                )
-            yield columns_of_student(inputs, self.label_names), labels
+
+def collator_for_columns(
+    collator: Any, dataset: Any, student: nn.Module, columns: tuple[str | None, str | None]
+) -> Any:
+    """The collator itself, or one that reads the columns of this data set: it was made for the first one.
+
+    Args:
+        collator: What makes batches of the training data.
+        dataset: The data set.
+        student: The student, unwrapped.
+        columns: What `chosen_columns` gave.
+    """
+    if not isinstance(collator, ImageCollator):
+        return collator
+    found = find_columns(dataset, *columns)
+    if found is None or (found.image, found.label) == collator.input_columns:
+        return collator
+    reader = read_labels(found, dataset, student, class_names(student)) if found.label is not None else None
+    return collator.reading(found.image, found.label, reader)

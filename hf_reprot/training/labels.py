@@ -188,6 +188,18 @@ class LabelRule:
             raise ValueError("a label is not finite, and problem_type='regression' leaves none out: take that row out")
 
 
+def checked_labels(collator: Any, student: nn.Module, label_names: Sequence[str] | None) -> Any:
+    """The collator with a look at the labels of its batches, where it is known what the student's loss takes.
+
+    Args:
+        collator: Makes batches of rows; None stays None.
+        student: The student, unwrapped.
+        label_names: Columns of the labels.
+    """
+    rule = LabelRule.of(student, label_names or ("labels",)) if collator is not None else None
+    return collator if rule is None else CheckedLabels(collator, rule)
+
+
 class CheckedLabels:
     """A collator, with a look at the labels of each batch before it leaves the host.
 

@@ -216,7 +216,8 @@ def _data_facts(dataset: Any, said: Mapping[str, Any]) -> DataFacts | None:
 
 def _head_data(trainer: Any) -> DataFacts | None:
     """The data of the head where it is none of the others."""
-    facts, trained = data_facts(trainer.head_data), data_facts(trainer.train_dataset)
+    fitted = trainer.head.data if trainer.head is not None else None
+    facts, trained = data_facts(fitted), data_facts(trainer.train_dataset)
     same = facts is not None and trained is not None and (facts.name, facts.split) == (trained.name, trained.split)
     return None if same else facts
 
@@ -256,7 +257,7 @@ def _final_evaluation(trainer: Any) -> dict[str, Any]:
     was evaluated since."""
     log = trainer.state.log_history
     end = max((i for i, entry in enumerate(log) if "train_runtime" in entry), default=len(log))
-    fitted = trainer.head_fit_at or 0  # before, the student had another head
+    fitted = trainer.head.entries if trainer.head is not None else 0  # before, the student had another head
     before, after = _evaluated(log[fitted:end], trainer), _evaluated(log[max(end, fitted) :], trainer)
     best = trainer.state.best_global_step
     if not after and end < len(log) and trainer.args.load_best_model_at_end and best:

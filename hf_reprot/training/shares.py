@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-from transformers import Trainer
 from transformers.trainer_pt_utils import find_batch_size
 
 # Tasks whose loss is a mean over every number of the labels: none of them is left out.
@@ -37,75 +37,97 @@ class Share:
     empty: bool = False
 
 
-class SharesMixin:
-    """For a trainer whose terms are means over a micro-batch: weighs micro-batches by what they hold.
+class Shares:
+    """Weighs micro-batches by what they hold, for terms that are means over a micro-batch.
 
     With several processes, the last batch of an epoch is filled up with samples from its beginning. They are taken out
     again, or weigh nothing on a process that has no others, so that the step is that of one process. (A process left
     with one real sample keeps the others where the student has batch normalisation, which cannot do with one.)
+
+    Args:
+        accelerator: It knows the processes, and where the epoch ends.
+        label_names: Columns of the labels.
+        device: Where the counts are reduced.
+
+    Attributes:
+        present: The share of the present micro-batch.
     """
 
-    _shares: Iterator[Share] = iter(())  # of the micro-batches that are still to come
-    _share = Share()  # of the present one
+    def __init__(self, accelerator: Accelerator, label_names: Sequence[str], device: torch.device):
+        self.accelerator, self.label_names, self.device = accelerator, label_names, device
+        self.present = Share()
+        self._coming: Iterator[Share] = iter(())  # of the micro-batches that are still to come
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """As in `Trainer`; without samples repeated to fill up the last batch of an epoch."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        real = _real_samples(self, batches)
+    def next(self) -> None:
+        """Goes on to the next micro-batch."""
+        self.present = next(self._coming, Share())
+
+    def take(
+        self, batches: list[Any], model: nn.Module, *, shifts_labels: bool = False
+    ) -> list[Mapping[str, Any]] | None:
+        """Takes the micro-batches of a step; samples that fill up the last one are removed from the list's last.
+
+        Args:
+            batches: The micro-batches; changed in place.
+            model: The student.
+            shifts_labels: Whether its loss is on the labels without the first.
+
+        Returns:
+            What the labels are to be counted on, where samples were removed; or else None.
+        """
+        real = self._real_samples(batches)
         empty = [False] * len(batches)
         if real is not None:  # the same verdict on every process
             size = find_batch_size(batches[-1])
-            real = size if real == 1 and _normalises_batches(self.model) else real
+            real = size if real == 1 and _normalises_batches(model) else real
             if real == 0:
                 empty[-1] = True
             elif real < size:
                 batches[-1] = _first(batches[-1], real, size)
-            if items is not None:
-                counted = [{"labels": b["labels"][:0]} if e else b for b, e in zip(batches, empty, strict=True)]
-                items = self._get_num_items_in_batch(counted, device)
-        self._shares = iter(self._shares_of(batches, empty))
-        return batches, items
+        config = getattr(self.accelerator.unwrap_model(model), "config", None)
+        self._coming = iter(self._of(batches, empty, config, shifts_labels))
+        if real is None:
+            return None
+        return [{"labels": b["labels"][:0]} if e else b for b, e in zip(batches, empty, strict=True)]
 
-    def _shares_of(self, batches: Sequence[Mapping[str, Any]], empty: Sequence[bool]) -> list[Share]:
+    def _of(
+        self, batches: Sequence[Mapping[str, Any]], empty: Sequence[bool], config: Any, shifts_labels: bool
+    ) -> list[Share]:
         processes = self.accelerator.num_processes
         if len(batches) * processes <= 1:
             return [Share()] * len(batches)
-        counts = torch.stack(
-            [
-                torch.stack([torch.as_tensor(n, device=self.args.device) for n in _counts(self, batch)])
-                if not nothing
-                else torch.zeros(2, dtype=torch.int64, device=self.args.device)
-                for batch, nothing in zip(batches, empty, strict=True)
-            ]
-        ).double()  # (micro-batches, 2): labels and samples
+
+        def numbers(batch: Mapping[str, Any]) -> Tensor:
+            found = _counts(batch, self.label_names, config, shifts_labels)
+            return torch.stack([torch.as_tensor(n, device=self.device) for n in found])
+
+        nothing = torch.zeros(2, dtype=torch.int64, device=self.device)
+        counts = torch.stack([nothing if e else numbers(b) for b, e in zip(batches, empty, strict=True)])
+        counts = counts.double()  # (micro-batches, 2): labels and samples
         whole = counts.sum(0)
         if processes > 1:
             dist.all_reduce(whole)
         shares = (counts * (len(batches) * processes) / whole.clamp_min(1)).float()
-        return [Share(*row, nothing) for row, nothing in zip(shares, empty, strict=True)]
+        return [Share(*row, e) for row, e in zip(shares, empty, strict=True)]
 
-    def _call_custom_loss(self, model, inputs, items, share: Share) -> tuple[Tensor, Any]:
-        """`compute_loss_func` on a batch, as what a mean over the micro-batch would be.
-
-        Divided by `num_items_in_batch`, as documented, its sum over micro-batches is the mean; without a look at the
-        number, the loss is taken for a mean over its micro-batch.
-        """
-        given, reads = self.compute_loss_func, _Reads(items)
-
-        def watched(*args, **kwargs):
-            with reads:
-                return given(*args, **kwargs)
-
-        self.compute_loss_func = watched
-        try:
-            loss, outputs = Trainer.compute_loss(self, model, inputs, True, items)
-        finally:
-            self.compute_loss_func = given
-        if reads.seen:
-            return loss * (0.0 if share.empty else getattr(self, "current_gradient_accumulation_steps", 1)), outputs
-        if items is not None and self.args.average_tokens_across_devices:  # `Trainer` took it for the documented form
-            loss = loss / (self.accelerator.num_processes // self.get_tp_size())
-        return of_share(loss, share.items), outputs
+    def _real_samples(self, batches: Sequence[Any]) -> int | None:
+        """How many samples of this process's last batch stand there for the first time; None: all, or not known."""
+        state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
+        if processes == 1 or not batches or not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        if not isinstance(batches[-1], Mapping):
+            return None
+        size, left = find_batch_size(batches[-1]), state.remainder
+        loader = state.active_dataloader
+        if isinstance(loader, DataLoaderShard):
+            try:
+                whole = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
+                left = len(whole.sampler) % loader.total_batch_size  # it may draw more, or fewer, than there are
+                if loader.total_batch_size != size * processes or left == 0:
+                    return None
+            except (AttributeError, TypeError):  # streamed data, samplers without a length
+                return None
+        return min(max(left - self.accelerator.process_index * size, 0), size)
 
 
 def of_share(loss: Tensor, share: Tensor | float) -> Tensor:
@@ -116,7 +138,7 @@ def of_share(loss: Tensor, share: Tensor | float) -> Tensor:
     return loss * share
 
 
-class _Reads(TorchFunctionMode):
+class Reads(TorchFunctionMode):
     """Sees whether a number takes part in what is computed inside."""
 
     def __init__(self, number: Any):
@@ -124,6 +146,15 @@ class _Reads(TorchFunctionMode):
         self.number = number
         # A plain number leaves no trace: taken for the documented form.
         self.seen = number is not None and not isinstance(number, Tensor)
+
+    def watching(self, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The call, watched."""
+
+        def watched(*args: Any, **kwargs: Any) -> Tensor:
+            with self:
+                return call(*args, **kwargs)
+
+        return watched
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -133,42 +164,23 @@ class _Reads(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _counts(trainer: Trainer, batch: Mapping[str, Any]) -> tuple[Tensor | int, int]:
+def _counts(
+    batch: Mapping[str, Any], label_names: Sequence[str], config: Any, shifts_labels: bool
+) -> tuple[Tensor | int, int]:
     """(labels that the task's mean is over, samples) of a batch."""
     samples = find_batch_size(batch) or 0
-    labels = next((batch[name] for name in trainer.label_names if batch.get(name) is not None), None)
+    labels = next((batch[name] for name in label_names if batch.get(name) is not None), None)
     if not isinstance(labels, Tensor):
         return samples, samples
-    config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
     if labels.is_floating_point() or getattr(config, "problem_type", None) in _EVERY_NUMBER:
         return labels.numel(), samples
     if isinstance(batch.get("shift_labels"), Tensor):
         labels = batch["shift_labels"]
-    elif getattr(trainer, "_loss_shifts_labels", False):
+    elif shifts_labels:
         labels = labels[..., 1:]
     maps = labels.dim() > 2  # segmentation has a number of its own for pixels that are left out
     ignored = getattr(config, "semantic_loss_ignore_index", None) if maps else None
     return labels.ne(-100 if ignored is None else ignored).sum(), samples
-
-
-def _real_samples(trainer: Trainer, batches: Sequence[Any]) -> int | None:
-    """How many samples of this process's last batch stand there for the first time; None: all, or not known."""
-    state, processes = trainer.accelerator.gradient_state, trainer.accelerator.num_processes
-    if processes == 1 or not batches or not state.end_of_dataloader or state.remainder <= 0:
-        return None
-    if not isinstance(batches[-1], Mapping):
-        return None
-    size, left = find_batch_size(batches[-1]), state.remainder
-    loader = state.active_dataloader
-    if isinstance(loader, DataLoaderShard):
-        try:
-            whole = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
-            left = len(whole.sampler) % loader.total_batch_size  # a sampler may draw more, or fewer, than there are
-            if loader.total_batch_size != size * processes or left == 0:
-                return None
-        except (AttributeError, TypeError):  # streamed data, samplers without a length
-            return None
-    return min(max(left - trainer.accelerator.process_index * size, 0), size)
 
 
 def _first(batch: Mapping[str, Any], count: int, size: int) -> Mapping[str, Any]:

@@ -66,7 +66,7 @@ def test_a_write_that_fails(tmp_path, monkeypatch, where, error):
 
 @pytest.mark.parametrize("save_only_model", [False, True])
 def test_an_upload_that_fails_is_called_what_it_is(tmp_path, monkeypatch, save_only_model):
-    from hf_reprot.training.publishing import PublishingMixin
+    from hf_reprot.training.publishing import Publisher
 
     trainer = make_trainer(tmp_path, save_only_model=save_only_model, **SAVING)
 
@@ -74,7 +74,7 @@ def test_an_upload_that_fails_is_called_what_it_is(tmp_path, monkeypatch, save_o
         raise OSError("403 Forbidden")
 
     monkeypatch.setattr(trainer.args, "push_to_hub", True)
-    monkeypatch.setattr(PublishingMixin, "_push_from_checkpoint", refused)
+    monkeypatch.setattr(Publisher, "push_checkpoint", refused)
     with pytest.raises(OSError, match=r"^403 Forbidden$"):
         trainer.train()
     assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
