@@ -9,7 +9,7 @@ test:     ## Run the tests as the gate does
 	pytest -q
 check:    ## Lint, formatting, types
 	ruff check . && ruff format --check . && mypy
-docs:     ## Build the documentation, strictly
+docs:     ## Build the documentation, strictly (pip install -e ".[docs]")
 	mkdocs build --strict
 demo:     ## The main job on real images, nothing to download
 	hf-reprot demo

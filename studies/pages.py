@@ -1,4 +1,4 @@
-"""Writes what stands on a study: docs/study.md, docs/pictures/, the README's short tables, the cards in model_cards/.
+"""Writes what stands on a study: docs/study.md, pictures, the short tables of docs/evidence, the cards in model_cards.
 
 python -m studies.pages
 """
@@ -22,7 +22,7 @@ from .report import accuracies, report, short_table
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation")
-_IN_README = ("finetune", "finetune_fashion", "distil", "small", "coupling")
+_IN_SHORT = ("finetune", "finetune_fashion", "distil", "small", "coupling")
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 _HEAD = """# What was measured
 
@@ -59,13 +59,13 @@ def main() -> None:
             picture = ROOT / "docs" / "pictures" / f"study_{name}.png"
             save_figure(labels_figure(study, results), picture)
             parts.append(f"![Accuracy against labels](pictures/{picture.name})")
-        if name in _IN_README:
+        if name in _IN_SHORT:
             short.append(short_table(study, results))
     (ROOT / "docs" / "study.md").write_text("\n\n".join(parts) + "\n", "utf-8")
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
+    summary = ROOT / "docs" / "evidence" / "index.md"
+    text = summary.read_text("utf-8")
     body = "\n\n".join(filter(None, short))
-    readme.write_text(re.sub(f"{_BEGIN}.*?{_END}", lambda _: f"{_BEGIN}\n{body}\n{_END}", text, flags=re.S), "utf-8")
+    summary.write_text(re.sub(f"{_BEGIN}.*?{_END}", lambda _: f"{_BEGIN}\n{body}\n{_END}", text, flags=re.S), "utf-8")
     write_cards()
 
 

@@ -60,7 +60,7 @@ class Study:
             and the choice of weights rests on another one.
         teacher_size: Height and width at which a pretrained teacher sees the images; the student's, if not given.
         reference: The method that others are compared with, pair by pair.
-        shown: The number of labels that the README's table shows; the largest, if not given.
+        shown: The number of labels that the table of docs/evidence shows; the largest, if not given.
     """
 
     name: str

@@ -55,6 +55,23 @@ def test_pictures_have_the_width_of_a_readme_and_equal_bytes(tmp_path):
     assert "300 neurons of a" in _texts(plan_figure(plan, student="a", teacher="b"))
 
 
+def test_a_plan_stands_beside_chance_on_one_scale():
+    sharp, noise = np.eye(6) / 6, np.full((6, 6), 1 / 36)
+    figure = plan_figure(sharp, chance=noise, student="a", teacher="b")
+    left, right = (axes.images[0] for axes in figure.axes[:2])
+    assert left.norm.vmax == right.norm.vmax == 6.0
+    assert left.get_array().max() == 6.0
+    assert np.allclose(right.get_array(), 1.0)
+    assert {"The plan", "Chance: the same, samples shuffled"} <= set(_texts(figure))
+    assert len(plan_figure(sharp).axes) == 2  # the plan and its scale
+
+
+def test_the_scale_of_a_plan_does_not_depend_on_its_mass():
+    plan = np.random.default_rng(0).random((5, 7))
+    one, other = (plan_figure(mass * plan).axes[0].images[0].get_array() for mass in (1.0, 10.0))
+    assert np.allclose(one, other)
+
+
 def test_no_picture_touches_the_global_state():
     import matplotlib.pyplot as plt
 
@@ -87,15 +104,25 @@ def test_a_matching_of_layers_frames_what_carries_mass():
 
 def test_curves_show_terms_and_evaluation():
     log = [{"step": i, "loss": 2.0, "task_loss": 1.5, "ot_loss": 0.01, "kd_loss": 0.5} for i in range(1, 20)]
-    log += [{"step": 19, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_runtime": 3.0}]
+    log += [{"step": step, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_runtime": 3.0} for step in (10, 19)]
     figure = curves_figure(log)
     lines = [[line.get_label() for line in axes.lines] for axes in figure.axes]
     assert lines == [["whole loss", "task", "transport", "logit distillation"], ["accuracy"]]
     assert figure.axes[0].get_yscale() == "log"
     styles = {(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines}
     assert len(styles) == 4  # told apart without colour
-    assert [line.get_label() for line in curves_figure([{"step": 1, "eval_loss": 1.0}]).axes[0].lines] == ["loss"]
+    losses = curves_figure([{"step": step, "eval_loss": 1.0} for step in (1, 2)])
+    assert [line.get_label() for line in losses.axes[0].lines] == ["loss"]
     assert curves_figure([]) is None
+
+
+def test_one_evaluation_is_no_curve():
+    log = [{"step": i, "loss": 2.0} for i in (1, 2)]
+    once = [{"step": 2, "eval_accuracy": 0.5}]
+    assert [axes.get_title() for axes in curves_figure(log + once).axes] == ["Terms of the loss in training"]
+    # the last evaluation of a run and one that is asked for afterwards stand at the same step
+    assert len(curves_figure(log + once + once).axes) == 1
+    assert curves_figure(once) is None
 
 
 def test_teacher_and_student_side_by_side():
@@ -117,6 +144,7 @@ def test_teacher_and_student_side_by_side():
         (lambda: plan_figure(-np.eye(3)), "no negative entry"),
         (lambda: plan_figure(np.zeros((2, 2))), "no negative entry"),
         (lambda: plan_figure(np.full((2, 2), np.nan)), "must be finite"),
+        (lambda: plan_figure(np.eye(2), chance=np.eye(3)), "the plan's shape \\(2, 2\\), got \\(3, 3\\)"),
         (lambda: layer_map_figure(np.eye(3), ["a"], ["b"]), "as many as there are names"),
         (lambda: layer_plan_figure(np.eye(2), np.eye(3), ["a"] * 2, ["b"] * 2), "got \\(2, 2\\) and \\(3, 3\\)"),
     ],

@@ -76,6 +76,7 @@ class Comparison:
     b_layers: list[str]
     matches: list[LayerMatch]
     plans: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+    chance_plans: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
     def values(self, name: str) -> Tensor:
         """(layers of A, layers of B) of one of `LayerMatch`'s numbers."""
@@ -139,7 +140,8 @@ class Comparison:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         last = self.closest()[-1]
-        plan = plan_figure(self.plans[last.a, last.b], student=f"{self.a} {last.a}", teacher=f"{self.b} {last.b}")
+        axes = {"student": f"{self.a} {last.a}", "teacher": f"{self.b} {last.b}"}
+        plan = plan_figure(self.plans[last.a, last.b], chance=self.chance_plans.get((last.a, last.b)), **axes)
         figures = {"transport.png": self.figure(), "cka.png": self.cka_figure(), "plan.png": plan}
         figures["layers.png"] = self.layer_plan_figure()
         files = [save_figure(figure, folder / name) for name, figure in figures.items()]
@@ -190,13 +192,14 @@ def compare_models(
     images = _images(dataset, split, samples, seed)
     taps = [Taps(model.model, list(paths)) for model, paths in zip(models, names, strict=True)]
     moments, count = _collect(models, taps, names, images, positions, batch_size, device, seed)
-    matches, plans = [], {}
+    matches, plans, chances = [], {}, {}
     for i, j in track(list(moments), description="matching layers", transient=True):
-        match, plan = _match(names[0][i], names[1][j], *moments[i, j])
+        match, plans[names[0][i], names[1][j]], chances[names[0][i], names[1][j]] = _match(
+            names[0][i], names[1][j], *moments[i, j]
+        )
         matches.append(match)
-        plans[match.a, match.b] = plan
     titles = [Path(model.title).name if Path(model.title).exists() else model.title for model in models]
-    return Comparison(*titles, count, positions, *map(list, names), matches, plans)
+    return Comparison(*titles, count, positions, *map(list, names), matches, plans, chances)
 
 
 def _short(layer: str) -> str:
@@ -294,11 +297,15 @@ def _square(images: Sequence[Any], models: Sequence[Teacher]) -> Tensor:
     return torch.stack(squares).float() / 255
 
 
-def _match(a: str, b: str, moments: PairMoments, shuffled: PairMoments, cka: float) -> tuple[LayerMatch, Tensor]:
+def _match(
+    a: str, b: str, moments: PairMoments, shuffled: PairMoments, cka: float
+) -> tuple[LayerMatch, Tensor, Tensor]:
+    """The numbers of a pair of layers, its plan, and the plan of B's images in another order."""
     matrix = cost_from_moments(moments)
     best = solve(matrix)
     widths = (matrix.shape[0], matrix.shape[1])
     costs = {m: float(solve(matrix, method=m).cost) for m in ("random", "independent")}
     identity = float(solve(matrix, method="identity").cost) if widths[0] == widths[1] else None
-    chance = float(solve(cost_from_moments(shuffled)).cost)
-    return LayerMatch(a, b, widths, float(best.cost), chance, identity=identity, cka=cka, **costs), best.plan
+    chance = solve(cost_from_moments(shuffled))
+    match = LayerMatch(a, b, widths, float(best.cost), float(chance.cost), identity=identity, cka=cka, **costs)
+    return match, best.plan, chance.plan

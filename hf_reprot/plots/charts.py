@@ -26,7 +26,7 @@ TERMS = {
 
 def curves_figure(history: Sequence[Mapping[str, float]], *, title: str | None = None) -> Figure | None:
     """Curves of training: on the left every term of the loss as it was logged (before its weight), on the right the
-    evaluation. None where the log holds nothing to draw.
+    evaluation, where there are two of them or more: one is a number, no curve. None where there is nothing to draw.
 
     Args:
         history: Log entries with "step", as in `TrainerState.log_history`.
@@ -149,11 +149,12 @@ def _evaluation_series(history: Sequence[Mapping[str, float]]) -> dict[str, list
     names = dict.fromkeys(n for entry in history for n in entry if n.startswith("eval_") and not n.endswith(skip))
     shares = [n for n in names if not n.endswith("loss") and all(0 <= v <= 1 for _, v in _series(history, n))]
     chosen = shares or [n for n in names if n.endswith("loss")]
-    return {name.removeprefix("eval_").replace("_", " "): _series(history, name) for name in chosen[:6]}
+    curves = {name.removeprefix("eval_").replace("_", " "): _series(history, name) for name in chosen[:6]}
+    return {name: points for name, points in curves.items() if len(dict(points)) > 1}
 
 
 def _make_readable(axes: Any, panel: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """A logarithmic axis where the terms differ by orders of magnitude; a point alone gets room around it."""
+    """A logarithmic axis where the terms differ by orders of magnitude, else one that starts at 0."""
     values = [value for points in panel.values() for _, value in points]
     if min(values) > 0 and max(values) / min(values) > 50:
         axes.set_yscale("log")

@@ -19,60 +19,77 @@ _CELLS = 192
 def plan_figure(
     plan: Any,
     *,
+    chance: Any = None,
     student: str = "student layer",
     teacher: str = "teacher layer",
     title: str | None = None,
 ) -> Figure:
-    """Heat map of a coupling between student neurons (rows) and teacher neurons (columns).
+    """Heat map of a coupling between student neurons (rows) and teacher neurons (columns), beside one of chance.
 
     The neurons of the wider side are sorted by their best partner, so that a sharp matching shows as a line from corner
-    to corner and a blurred one as an even field; those without a partner that stands out come last. Colours tell how
-    many times the mass is that of the plan which spreads every neuron evenly. Wide layers are summed into blocks.
+    to corner and a blurred one as an even field; those without a partner that stands out come last. A sorted plan of
+    noise shows a line, too, which is why the plan of samples that do not belong together goes beside it: what the left
+    panel has and the right one has not is what the layers share. Colours tell how many times the mass is that of the
+    plan which spreads every neuron evenly, on one scale for both. Wide layers are summed into blocks.
 
     Args:
         plan: (d_s, d_t), nonnegative.
+        chance: (d_s, d_t), the plan of the same neurons with the teacher's samples shuffled; None: no second panel.
         student, teacher: Names for the axes.
         title: Heading.
 
     Raises:
-        ValueError: not a matrix, or one without mass.
+        ValueError: not a matrix, or one without mass; a `chance` of another shape.
     """
-    plan = _matrix(plan, "plan")
-    if plan.min() < 0 or plan.sum() <= 0:
-        raise ValueError("a plan has no negative entry, and a positive one")
-    ordered = sorted_plan(plan)
-    even = plan.sum(1)[:, None] * plan.sum(0)[None, :]
-    even = even[_order(plan)]
-    blocks, expected = _blocks(ordered), _blocks(even)
-    times = np.divide(blocks, expected, out=np.zeros_like(blocks), where=expected > 0)
-    top = max(float(times.max()), 2.0)
+    plans = [_matrix(plan, "plan")] + ([_matrix(chance, "chance")] if chance is not None else [])
+    for shown in plans:
+        if shown.min() < 0 or shown.sum() <= 0:
+            raise ValueError("a plan has no negative entry, and a positive one")
+    if plans[-1].shape != plans[0].shape:
+        raise ValueError(f"chance must have the plan's shape {plans[0].shape}, got {plans[-1].shape}")
+    times = [_times_even(shown) for shown in plans]
+    top = max(2.0, *(float(t.max()) for t in times))
     floor = min(0.1, 1 / top)
 
-    rows, columns = blocks.shape
-    height = float(np.clip(6.2 * plan.shape[0] / plan.shape[1], 2.2, 6.2))
-    figure, axes = new_figure(height + 1.2)
-    image = axes.imshow(
-        np.clip(times, floor, None),
-        cmap="cividis",
-        norm=LogNorm(floor, top),
-        aspect="auto",
-        interpolation="nearest",
-        extent=(0, plan.shape[1], plan.shape[0], 0),
-    )
-    wider = "student" if plan.shape[0] > plan.shape[1] else "teacher"
-    if plan.shape[0] == plan.shape[1]:
-        wider = "student"
-    axes.set_xlabel(f"{plan.shape[1]} neurons of {teacher}" + (", sorted" if wider == "teacher" else ""))
-    axes.set_ylabel(f"{plan.shape[0]} neurons of {student}" + (", sorted" if wider == "student" else ""))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_title(title or "Which student neuron goes with which teacher neuron")
-    bar = figure.colorbar(image, ax=axes, extend="min", pad=0.02, format=FuncFormatter(lambda v, _: f"{v:g}"))
+    rows, columns = plans[0].shape
+    height = float(np.clip(6.2 * rows / columns / len(plans), 2.2, 6.2))
+    figure, axes = new_figure(height + 1.2, len(plans))
+    panels = np.atleast_1d(axes)
+    for panel, values in zip(panels, times, strict=True):
+        image = panel.imshow(
+            np.clip(values, floor, None),
+            cmap="cividis",
+            norm=LogNorm(floor, top),
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0, columns, rows, 0),
+        )
+        panel.set_xlabel(f"{columns} neurons of {teacher}" + (", sorted" if columns > rows else ""))
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panels[0].set_ylabel(f"{rows} neurons of {student}" + (", sorted" if rows >= columns else ""))
+    heading = title or "Which student neuron goes with which teacher neuron"
+    if len(plans) > 1:
+        panels[0].set_title("The plan", fontsize=10)
+        panels[1].set_title("Chance: the same, samples shuffled", fontsize=10)
+        figure.suptitle(heading)
+    else:
+        panels[0].set_title(heading)
+    bar = figure.colorbar(image, ax=list(panels), extend="min", pad=0.02, format=FuncFormatter(lambda v, _: f"{v:g}"))
     bar.set_label("mass, as a multiple of an even spread")
-    if (rows, columns) != plan.shape:
-        axes.text(1.0, 1.01, f"shown in {rows} x {columns} blocks", transform=axes.transAxes, ha="right", fontsize=8)
-        axes.set_title(axes.get_title(), pad=18)
+    if times[0].shape != plans[0].shape:
+        text = f"shown in {times[0].shape[0]} x {times[0].shape[1]} blocks"
+        panels[-1].text(1.0, 1.01, text, transform=panels[-1].transAxes, ha="right", fontsize=8)
+        for panel in panels:
+            panel.set_title(panel.get_title(), pad=18)
     return figure
+
+
+def _times_even(plan: np.ndarray) -> np.ndarray:
+    """A plan, sorted and in blocks, as multiples of the plan that spreads every neuron evenly."""
+    even = (plan.sum(1)[:, None] * plan.sum(0)[None, :])[_order(plan)] / plan.sum()
+    blocks, expected = _blocks(sorted_plan(plan)), _blocks(even)
+    return np.divide(blocks, expected, out=np.zeros_like(blocks), where=expected > 0)
 
 
 def sorted_plan(plan: np.ndarray) -> np.ndarray:

@@ -47,6 +47,9 @@ def test_permuted_neurons_are_found_where_identity_is_blind(digits):
     plan = found.plans[path, path]
     alive = plan.amax(1) > 0.9 / 12
     assert (plan.argmax(1) == order)[alive].all()
+    chance = found.chance_plans[path, path]  # beside it in the picture: images that do not belong together
+    assert chance.shape == plan.shape
+    assert float((chance * plan).sum()) < 0.5 * float((plan * plan).sum())
 
 
 def test_different_architectures_and_files(digits, tmp_path):
