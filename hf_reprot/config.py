@@ -78,8 +78,8 @@ class OTTransferConfig(TrainingArguments):
     > Parameters that control the transport
 
         ot_method, ot_cost, ot_standardize, ot_relative_epsilon, ot_epsilon, ot_debiased, ot_tolerance,
-        ot_max_iterations, ot_dead_neurons: as in `RepresentationTransport`; with ot_method="gaussian", ot_teacher_mass
-        and ot_relative_epsilon as in `GaussianTransport`. ot_cost="learned" freezes a plan under a
+        ot_max_iterations, ot_dead_neurons, ot_teacher_mass: as in `RepresentationTransport`; with ot_method="gaussian",
+            ot_teacher_mass and ot_relative_epsilon as in `GaussianTransport`. ot_cost="learned" freezes a plan under a
             cost that `hf_reprot.experimental.inverse.learn_neuron_cost` learns before the first step.
         cost_fit_steps, cost_regularisation: How many batches a cost is learned from, and how cautiously.
         select_k, select_by, select_until: Let only k teacher neurons carry the mass, chosen by learned scores; see
