@@ -59,8 +59,8 @@ def test_a_plan_stands_beside_chance_on_one_scale():
     sharp, noise = np.eye(6) / 6, np.full((6, 6), 1 / 36)
     figure = plan_figure(sharp, chance=noise, student="a", teacher="b")
     left, right = (axes.images[0] for axes in figure.axes[:2])
-    assert left.norm.vmax == right.norm.vmax == 6.0
-    assert left.get_array().max() == 6.0
+    assert left.norm.vmax == right.norm.vmax == pytest.approx(6.0)
+    assert left.get_array().max() == pytest.approx(6.0)
     assert np.allclose(right.get_array(), 1.0)
     assert {"The plan", "Chance: the same, samples shuffled"} <= set(_texts(figure))
     assert len(plan_figure(sharp).axes) == 2  # the plan and its scale
