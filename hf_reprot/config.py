@@ -55,8 +55,8 @@ class OTTransferConfig(TrainingArguments):
         feature_loss, feature_weight: A loss of `hf_reprot.losses.baselines`, with its defaults, and its weight:
             "fitnet", "attention", "nst", "rkd", "similarity", "cka", "crd", "wkd" or "rsd". Set ot_weight=0 to have it
             instead of transport.
-        kd_method: "kl", or "dkd" (decoupled; needs labels) with dkd_alpha and dkd_beta; the authors' kd_temperature
-            is 4.
+        kd_method, dkd_alpha, dkd_beta: "kl", or "dkd" (decoupled; needs labels) with its two weights; the authors'
+            kd_temperature is 4.
         delta_weight: Weight of DELTA (uniform attention), for a student that starts as a copy of the teacher.
         bss_weight, bss_k: Weight of batch spectral shrinkage of the student's last representation, and how many
             singular values. No teacher takes part.
