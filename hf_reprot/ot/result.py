@@ -47,7 +47,10 @@ def _index(part: Tensor | tuple[Tensor, ...] | None, index: Any) -> Any:
 
 @dataclass
 class Solution:
-    """Plan (B, m, n), potentials f (B, m), g (B, n), L1 error of the columns, iterations, converged (B,)."""
+    """Plan (B, m, n), potentials f (B, m), g (B, n), L1 error of the columns, iterations, converged (B,).
+
+    Who has them at hand gives epsilon, <P, M> and the value (B,), too.
+    """
 
     plan: Tensor
     f: Tensor
@@ -55,6 +58,9 @@ class Solution:
     error: Tensor
     iterations: Tensor
     converged: Tensor
+    epsilon: Tensor | None = None
+    cost: Tensor | None = None
+    value: Tensor | None = None
 
 
 @dataclass

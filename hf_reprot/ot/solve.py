@@ -13,10 +13,10 @@ from .gradients import with_envelope_gradient
 from .result import Limits, OTResult, Solution
 from .solvers.controls import CONTROLS, control_plan
 from .solvers.exact import exact
-from .solvers.kernel import inner, mean_cost, on_host, without_traces
+from .solvers.kernel import dual_value, inner, mean_cost, on_host, without_traces
 from .solvers.proximal import proximal
 from .solvers.sinkhorn_device import sinkhorn_device
-from .solvers.sinkhorn_host import sinkhorn_host
+from .solvers.sinkhorn_host import many_small, sinkhorn_host
 from .solvers.units import unit_of
 
 SOLVED = ("sinkhorn", "proximal", "exact")
@@ -109,29 +109,18 @@ def solve(
     if backend == "triton" and (reason := kernels.refusal(matrix)):
         raise ValueError(reason)
 
-    with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
-        strength = unit = None
-        if method in CONTROLS:
-            solution = _of_control(method, a, b, limits)
-        elif method == "exact":
-            solution = exact(matrix, a, b, limits)
-        else:
-            strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
-            start = _start(init, batch, n, matrix)
-            unit = unit_of(matrix, strength, always=method == "proximal" and not on_host(matrix))
-            if unit is not None:
-                matrix = matrix / unit[:, None, None]
-                start = None if start is None else start / unit[:, None]
-                epsilon = None if epsilon is None else epsilon / unit.view(batch)
-                strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
-            solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
-        solution.plan = without_traces(solution.plan, a)
-        cost = inner(solution.plan, matrix)
-        value = _dual_value(solution, a, b) if method == "sinkhorn" else cost
-        converged = solution.converged & torch.isfinite(value) & torch.isfinite(cost)  # no mass on what is forbidden
-        if unit is not None:
-            value, cost, strength = value * unit, cost * unit, strength * unit
-            solution.f, solution.g = solution.f * unit[:, None], solution.g * unit[:, None]
+    start = _start(init, batch, n, matrix)
+    if method == "sinkhorn" and on_host(matrix) and not triton and not many_small(matrix):
+        with torch.no_grad():
+            relative = DEFAULT_RELATIVE_EPSILON[method] if relative_epsilon is None else relative_epsilon
+            given = None if epsilon is None else _absolute(epsilon, batch, matrix)
+            solution = sinkhorn_host(matrix, a, b, given, limits, start, relative=relative)
+    else:
+        with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
+            settings = (batch, method, relative_epsilon, epsilon)
+            solution = _solution(matrix, a, b, settings, triton, limits, start)
+    value, cost = solution.value, solution.cost
+    converged = solution.converged & torch.isfinite(value) & torch.isfinite(cost)  # no mass on what is forbidden
 
     def restored(x: Tensor) -> Tensor:
         return x.reshape((*batch, *x.shape[1:]))
@@ -150,8 +139,36 @@ def solve(
         marginal_error=restored(solution.error),
         iterations=restored(solution.iterations),
         converged=restored(converged),
-        epsilon=None if strength is None else restored(strength),
+        epsilon=None if solution.epsilon is None else restored(solution.epsilon),
     )
+
+
+def _solution(matrix: Tensor, a: Tensor, b: Tensor, settings, triton: bool, limits: Limits, start) -> Solution:
+    """The solution with all of its fields, by any method and on any device."""
+    batch, method, relative_epsilon, epsilon = settings
+    unit = strength = None
+    if method in CONTROLS:
+        solution = _of_control(method, a, b, limits)
+    elif method == "exact":
+        solution = exact(matrix, a, b, limits)
+    else:
+        strength = _strength(matrix, a, b, *settings)
+        unit = unit_of(matrix, strength, always=method == "proximal" and not on_host(matrix))
+        if unit is not None:
+            matrix = matrix / unit[:, None, None]
+            start = None if start is None else start / unit[:, None]
+            epsilon = None if epsilon is None else epsilon / unit.view(batch)
+            strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
+        solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
+    solution.plan = without_traces(solution.plan, a)
+    solution.epsilon, solution.cost = strength, inner(solution.plan, matrix)
+    is_dual = method == "sinkhorn"
+    solution.value = dual_value(solution.f, solution.g, a, b) if is_dual else solution.cost
+    if unit is not None:
+        for name in ("value", "cost", "epsilon"):
+            setattr(solution, name, getattr(solution, name) * unit)
+        solution.f, solution.g = solution.f * unit[:, None], solution.g * unit[:, None]
+    return solution
 
 
 def _iterate(method: str, triton: bool, matrix, a, b, strength, limits: Limits, start: Tensor | None) -> Solution:
@@ -167,12 +184,6 @@ def _iterate(method: str, triton: bool, matrix, a, b, strength, limits: Limits, 
     return way(matrix, a, b, strength, limits, start)
 
 
-def _dual_value(solution: Solution, a: Tensor, b: Tensor) -> Tensor:
-    """f.a + g.b in float64, without what potentials of weight 0 are worth (they may be infinite)."""
-    f, g = torch.where(a > 0, solution.f, 0.0).double(), torch.where(b > 0, solution.g, 0.0).double()
-    return ((f * a).sum(-1) + (g * b).sum(-1)).to(solution.plan.dtype)
-
-
 def _of_control(method: str, a: Tensor, b: Tensor, limits: Limits) -> Solution:
     plan = control_plan(method, a, b)
     error = (plan.sum(-2) - b).abs().sum(-1)
@@ -183,14 +194,17 @@ def _of_control(method: str, a: Tensor, b: Tensor, limits: Limits) -> Solution:
 def _strength(matrix, a, b, batch, method, relative_epsilon, epsilon) -> Tensor:
     """Epsilon (B,) in units of the cost, never so small that its inverse is not finite."""
     if epsilon is not None:
-        if isinstance(epsilon, Tensor):
-            strength = epsilon.detach().to(matrix).expand(batch).reshape(-1)
-        else:
-            strength = torch.full((matrix.shape[0],), float(epsilon), dtype=matrix.dtype, device=matrix.device)
+        strength = _absolute(epsilon, batch, matrix)
     else:
         relative = DEFAULT_RELATIVE_EPSILON[method] if relative_epsilon is None else relative_epsilon
         strength = relative * mean_cost(matrix, a, b)
     return strength.clamp_min(torch.finfo(matrix.dtype).tiny)
+
+
+def _absolute(epsilon: float | Tensor, batch: torch.Size, matrix: Tensor) -> Tensor:
+    if isinstance(epsilon, Tensor):
+        return epsilon.detach().to(matrix).expand(batch).reshape(-1)
+    return torch.full((matrix.shape[0],), float(epsilon), dtype=matrix.dtype, device=matrix.device)
 
 
 def _weights(name: str, weights: Tensor | None, batch: torch.Size, size: int, matrix: Tensor) -> Tensor:

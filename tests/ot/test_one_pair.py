@@ -8,7 +8,7 @@ import torch
 from hf_reprot.ot import neuron_cost, solve
 from hf_reprot.ot.result import Limits
 from hf_reprot.ot.solvers import one_pair, sinkhorn_host
-from hf_reprot.ot.solvers.kernel import cold_potentials, fill_kernel, fill_one, inner
+from hf_reprot.ot.solvers.kernel import cold_potentials, fill_kernel, inner
 from tests.ot.problems import cost_matrix, weights
 
 
@@ -56,14 +56,39 @@ def test_makes_the_sweeps_of_a_batch(monkeypatch, accelerate):
     assert max(together.error.max(), alone.error.max()) <= 1e-8
 
 
-def test_products_by_torch_are_those_by_numpy(monkeypatch):
+@pytest.mark.parametrize("relative", [0.5, 0.1, 0.005])
+@pytest.mark.parametrize("warm", [True, False])
+def test_blocks_of_rows_are_one_matrix(monkeypatch, relative, warm):
+    """A plain kernel, and one that needs potentials to start from."""
     M, a, b = _problem()
-    epsilon, limits = torch.full((2,), 0.05).double(), Limits(1e-9, 20_000)
-    small = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
-    monkeypatch.setattr(one_pair, "_ONE_THREAD", 0)
-    large = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
-    assert (small.iterations - large.iterations).abs().max() <= 2
-    assert torch.allclose(small.plan, large.plan, rtol=1e-6, atol=1e-10)
+    start = 0.1 * torch.randn(b.shape, generator=torch.Generator().manual_seed(0), dtype=b.dtype) if warm else None
+    limits = Limits(1e-9, 20_000)
+    whole = sinkhorn_host.sinkhorn_host(M, a, b, None, limits, start, relative=relative)
+    monkeypatch.setattr(one_pair, "BLOCK", 3 * M.shape[-1])
+    monkeypatch.setattr(one_pair, "_WHOLE", 0)
+    blocks = sinkhorn_host.sinkhorn_host(M, a, b, None, limits, start, relative=relative)
+    assert whole.converged.all()
+    assert (whole.iterations - blocks.iterations).abs().max() <= 2
+    for name in ("plan", "epsilon", "cost", "value"):
+        assert torch.allclose(getattr(whole, name), getattr(blocks, name), rtol=1e-6, atol=1e-10), name
+    mean = (a[..., :, None] * b[..., None, :] * M).sum((-2, -1))
+    assert torch.allclose(whole.epsilon, relative * mean)
+    assert torch.allclose(whole.cost, (whole.plan * M).sum((-2, -1)))
+    entropy = (whole.plan * (whole.plan / (a[..., :, None] * b[..., None, :])).log()).nansum((-2, -1))
+    assert torch.allclose(whole.value, whole.cost + whole.epsilon * entropy, atol=1e-8)
+
+
+@pytest.mark.parametrize("offset", [0.0, -0.4, 50.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_plain_kernel_starts_where_any_other_ends(monkeypatch, dtype, offset):
+    M, a, b = _problem(dtype=dtype)
+    limits, epsilon = Limits(1e-5, 5000), torch.full((2,), 0.1, dtype=dtype)
+    plain = sinkhorn_host.sinkhorn_host(M + offset, a, b, epsilon, limits)
+    monkeypatch.setattr(one_pair, "_EASY", -1)
+    other = sinkhorn_host.sinkhorn_host(M + offset, a, b, epsilon, limits)
+    assert plain.converged.all()
+    assert torch.allclose(plain.plan, other.plan, atol=1e-4 * other.plan.max())
+    assert torch.allclose(plain.value, other.value, rtol=1e-4, atol=1e-4)
 
 
 def test_absorbing_often_changes_nothing(monkeypatch):
@@ -72,7 +97,8 @@ def test_absorbing_often_changes_nothing(monkeypatch):
     rarely = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
     written = []
     monkeypatch.setattr(one_pair, "LARGE", 1.5)
-    monkeypatch.setattr(one_pair, "fill_one", lambda *call: (written.append(1), fill_one(*call)))
+    write = one_pair._Pair._write_anew
+    monkeypatch.setattr(one_pair._Pair, "_write_anew", lambda *call: (written.append(1), write(*call)))
     often = sinkhorn_host.sinkhorn_host(M, a, b, epsilon, limits)
     assert len(written) > 20
     assert often.converged.all()
@@ -97,7 +123,10 @@ def test_a_kernel_holds_no_subnormal_number():
     scale = 1 / (0.002 * M.nan_to_num(nan=1.0, posinf=1.0).mean((-2, -1)))
     exponents = (f[..., :, None] + g[..., None, :] - M).double() * scale
     batch, one = fill_kernel(torch.empty_like(M), M, f, g, scale), torch.empty_like(M[0])
-    fill_one(one, M[0], f[0], g[0], float(scale))
+    sides = (x[0].numpy() for x in (f, g))
+    pair = one_pair._Pair(M[0], f[0].numpy(), g[0].numpy(), one, *sides, Limits(1e-3, 1))
+    pair.scale = math.log2(math.e) * float(scale)
+    pair._write_anew(slice(None), M[0], one)
     assert torch.allclose(batch[0], one, rtol=1e-5, equal_nan=True)
     assert one[3, 4] == 0
     assert one[5, 6].isnan()

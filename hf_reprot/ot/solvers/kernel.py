@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Entries written at a time on a CPU: the passes over a block then stay in its cache.
-_BLOCK = 1 << 17
+BLOCK = 1 << 17
 # Entries up to which a scalar product stays in the thread that asks for it.
 _ONE_THREAD = 1 << 16
 # Powers of two below these count as 0 on a CPU. Subnormal numbers, which begin at 2^-126 in float32 and which the plan
@@ -58,24 +58,19 @@ def fill_kernel(out: Tensor, matrix: Tensor, f: Tensor, g: Tensor, inverse_epsil
         return out.add_(g).mul_(scale).exp2_()
     for pairs, rows in _blocks(*matrix.shape):
         block = torch.sub(f[pairs, rows], matrix[pairs, rows], out=out[pairs, rows]).add_(g[pairs]).mul_(scale[pairs])
-        _exp2(block)
+        exponents_to_kernel(block)
     return out
 
 
-def fill_one(out: Tensor, matrix: Tensor, f: Tensor, g: Tensor, inverse_epsilon: float) -> None:
-    """`fill_kernel` for one pair (m, n) on a CPU, with a number in the place of a tensor of one: half the time."""
-    scale, rows = inverse_epsilon * math.log2(math.e), max(1, _BLOCK // len(g))
-    if rows >= len(f):
-        _exp2(torch.sub(f[:, None], matrix, out=out).add_(g).mul_(scale))
-        return
-    for block, costs, f_of_rows in zip(out.split(rows), matrix.split(rows), f[:, None].split(rows), strict=True):
-        _exp2(torch.sub(f_of_rows, costs, out=block).add_(g).mul_(scale))
+def exponents_to_kernel(exponents: Tensor) -> None:
+    """Raises 2 to the exponents, in their place on a CPU: 0 where that is below 1e-30 (float32)."""
+    torch.threshold_(exponents, _VANISHED[exponents.dtype], -math.inf).exp2_()
 
 
 def scale_to_plan(kernel: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """diag(left) K diag(right) in the place of K (B, m, n); left (B, m), right (B, n)."""
     left, right = left[..., :, None], right[..., None, :]
-    if not on_host(kernel) or kernel.numel() <= _BLOCK:
+    if not on_host(kernel) or kernel.numel() <= BLOCK:
         return kernel.mul_(left).mul_(right)
     for pairs, rows in _blocks(*kernel.shape):
         kernel[pairs, rows].mul_(left[pairs, rows]).mul_(right[pairs])
@@ -94,8 +89,17 @@ def without_traces(plan: Tensor, a: Tensor) -> Tensor:
     of a gradient would make subnormal numbers of it, and the product with the activations 10 to 20 times as slow."""
     if not on_host(plan) or plan.dtype != torch.float32:
         return plan
-    least = torch.where(a > 0, a, torch.inf).amin()
-    return torch.threshold_(plan, max(_TRACE * float(least), torch.finfo(plan.dtype).tiny), 0.0)
+    return torch.threshold_(plan, trace(plan.dtype, a.numpy()), 0.0)
+
+
+def trace(dtype: torch.dtype, a: np.ndarray) -> float:
+    """What `without_traces` makes 0 of, in a plan of rows that weigh `a`."""
+    if dtype != torch.float32:
+        return 0.0
+    least = float(np.minimum.reduce(a, None))
+    if not least > 0:
+        least = float(np.minimum.reduce(np.where(a > 0, a, np.inf), None))
+    return max(_TRACE * least, torch.finfo(dtype).tiny)
 
 
 def marginal_error(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -106,13 +110,27 @@ def marginal_error(plan: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def inner(plan: Tensor, matrix: Tensor) -> Tensor:
     """<P, M> (B,), counting 0 where the plan is 0, also at a forbidden (infinite) cost."""
     if on_host(plan):
-        products = [_dot(p, m) for p, m in zip(plan, matrix, strict=True)]
-        if plan.dtype == torch.float32 and any(0 < abs(product) < _ROUGH for product in products):
-            products = [_dot(p.double(), m.double()) for p, m in zip(plan, matrix, strict=True)]
-        if all(map(math.isfinite, products)):
-            return torch.tensor(products, dtype=plan.dtype)
+        return torch.tensor([inner_one(p, m) for p, m in zip(plan, matrix, strict=True)], dtype=plan.dtype)
+    return _careful_inner(plan, matrix)
+
+
+def inner_one(plan: Tensor, matrix: Tensor) -> float:
+    """<P, M> of one pair (m, n) on a CPU."""
+    product = _dot(plan, matrix)
+    if 0 < abs(product) < _ROUGH and plan.dtype == torch.float32:
+        product = _dot(plan.double(), matrix.double())
+    return product if math.isfinite(product) else float(_careful_inner(plan, matrix))
+
+
+def _careful_inner(plan: Tensor, matrix: Tensor) -> Tensor:
     sums = torch.where(plan > 0, plan * matrix, 0.0).sum((-2, -1))
     return torch.where((plan.isnan() | matrix.isnan()).any(-1).any(-1), torch.nan, sums)
+
+
+def dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """f.a + g.b (B,) in float64, without what potentials of weight 0 are worth (they may be infinite)."""
+    f, g = torch.where(a > 0, f, 0.0).double(), torch.where(b > 0, g, 0.0).double()
+    return ((f * a).sum(-1) + (g * b).sum(-1)).to(a.dtype)
 
 
 def mean_cost(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -130,7 +148,7 @@ def mean_cost(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _dot(x: Tensor, y: Tensor) -> float:
     """<x, y> of two matrices, in one thread where they are small: waking others up for them can take 2,000 times as
     long as the product where the machine has other work (8 ms instead of 4 microseconds, on two cores)."""
-    if x.numel() > _ONE_THREAD:
+    if x.numel() > _ONE_THREAD or torch.get_num_threads() == 1:
         return float(torch.dot(x.reshape(-1), y.reshape(-1)))
     return float(np.einsum("ij,ij->i", x.numpy(), y.numpy()).sum())
 
@@ -140,12 +158,8 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _exp2(exponents: Tensor) -> None:
-    torch.threshold_(exponents, _VANISHED[exponents.dtype], -math.inf).exp2_()
-
-
 def _column_minima(matrix: Tensor, f: Tensor) -> Tensor:
-    if matrix.numel() <= _BLOCK:
+    if matrix.numel() <= BLOCK:
         return (matrix - f[..., None]).amin(-2)
     g = torch.full((matrix.shape[0], matrix.shape[-1]), torch.inf, dtype=matrix.dtype)
     for pairs, rows in _blocks(*matrix.shape):
@@ -155,8 +169,8 @@ def _column_minima(matrix: Tensor, f: Tensor) -> Tensor:
 
 def _blocks(batch: int, m: int, n: int) -> Iterator[tuple[slice, slice]]:
     """Several small pairs at once, or some rows of a large one."""
-    pairs = max(1, _BLOCK // (m * n))
-    rows = max(1, _BLOCK // n) if pairs == 1 else m
+    pairs = max(1, BLOCK // (m * n))
+    rows = max(1, BLOCK // n) if pairs == 1 else m
     for pair in range(0, batch, pairs):
         for row in range(0, m, rows):
             yield slice(pair, pair + pairs), slice(row, row + rows)

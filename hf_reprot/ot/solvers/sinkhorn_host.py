@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..result import Limits, Solution
-from .kernel import starting_potentials
-from .one_pair import FIRST, LARGE, sinkhorn_one
+from .kernel import dual_value, inner, starting_potentials, without_traces
+from .one_pair import FIRST, LARGE, is_easy, sinkhorn_one
 from .sweeps import Sweeps, sinkhorn_log
 
 # So many pairs of at most so many entries share their sweeps: the launches then cost more than the work does.
@@ -18,7 +18,14 @@ _MANY, _SMALL = 6, 1 << 14
 
 
 def sinkhorn_host(
-    matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits, g: Tensor | None = None
+    matrix: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor | None,
+    limits: Limits,
+    g: Tensor | None = None,
+    *,
+    relative: float = 1.0,
 ) -> Solution:
     """Solves a batch (B, m, n); each pair as if it were alone.
 
@@ -28,29 +35,55 @@ def sinkhorn_host(
     Args:
         matrix: (B, m, n) contiguous, float32 or float64.
         a: (B, m). b: (B, n).
-        epsilon: (B,).
+        epsilon: (B,); None, except for many small pairs: `relative` times the mean cost.
         limits: When to stop.
         g: (B, n) Potential to start from, in units of the cost.
+        relative: See `epsilon`.
     """
-    f, start = starting_potentials(matrix, g)
-    found = Solution(torch.empty_like(matrix), f.clone(), start.clone(), None, None, None)
-    many_small = len(matrix) >= _MANY and matrix[0].numel() <= _SMALL
-    failed = (_together if many_small else _one_by_one)(found, matrix, a, b, epsilon, limits)
-    found.converged = found.error <= limits.tolerance
+    if many_small(matrix):
+        found = Solution(torch.empty_like(matrix), *_start(matrix, a, b, epsilon, g), None, None, None)
+        failed = _together(found, matrix, a, b, epsilon, limits)
+        found.converged = found.error <= limits.tolerance
+    else:
+        found, failed = _one_by_one(matrix, a, b, epsilon, limits, g, relative)
     if failed:
         _try_again(found, torch.tensor(failed), matrix, a, b, epsilon, limits, g)
     return found
 
 
-def _one_by_one(found: Solution, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits) -> list[int]:
-    """Solves the pairs from the potentials in `found`; those whose scalings overflowed."""
+def _start(matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Potentials f (B, m), g (B, n) to start from, in memory of their own: where each pair alone would."""
+    if g is not None:
+        return tuple(x.clone() for x in starting_potentials(matrix, g))
+    plain = is_easy(matrix.abs().amax((-2, -1)), math.log2(math.e) / epsilon)
+    if bool(plain.all()):
+        return torch.zeros_like(a), torch.zeros_like(b)
+    return tuple(x.masked_fill(plain[:, None], 0) for x in starting_potentials(matrix, None))
+
+
+def many_small(matrix: Tensor) -> bool:
+    """Whether the pairs of a batch (B, m, n) share their sweeps."""
+    return len(matrix) >= _MANY and matrix[0].numel() <= _SMALL
+
+
+def _one_by_one(matrix, a, b, epsilon, limits: Limits, g: Tensor | None, relative: float) -> tuple[Solution, list[int]]:
+    """The solution, and those pairs whose scalings overflowed."""
+    plan, f = torch.empty_like(matrix), torch.empty_like(a)
+    given = [None] * len(matrix) if epsilon is None else epsilon.tolist()
+    if g is None:
+        g, warm = torch.empty_like(b), [False] * len(matrix)
+    else:
+        g, warm = g.clone(), torch.isfinite(g).all(-1).tolist()
+    sides = (x.numpy() for x in (a, b, f, g))
     solved = [
-        sinkhorn_one(*pair, limits)
-        for pair in zip(matrix, a, b, epsilon.tolist(), found.f, found.g, found.plan, strict=True)
+        sinkhorn_one(M, row, column, out, f_one, g_one, limits, epsilon=size, relative=relative, warm=hot)
+        for M, out, size, hot, row, column, f_one, g_one in zip(matrix, plan, given, warm, *sides, strict=True)
     ]
-    found.error = torch.tensor([error for error, _ in solved], dtype=matrix.dtype)
-    found.iterations = torch.tensor([made for _, made in solved])
-    return [pair for pair, (error, _) in enumerate(solved) if not math.isfinite(error)]
+    errors, iterations, *numbers = zip(*solved, strict=True)
+    error, epsilon, cost, value = torch.tensor([errors, *numbers], dtype=matrix.dtype).unbind()
+    converged = torch.tensor([e <= limits.tolerance for e in errors])
+    failed = [pair for pair, e in enumerate(errors) if not math.isfinite(e)]
+    return Solution(plan, f, g, error, torch.tensor(iterations), converged, epsilon, cost, value), failed
 
 
 def _together(found: Solution, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits) -> list[int]:
@@ -105,13 +138,18 @@ def _leave(sweeps: Sweeps, pairs: list[int], stay: set[int], found: Solution) ->
 
 def _try_again(found: Solution, failed: Tensor, matrix, a, b, epsilon, limits: Limits, g: Tensor | None) -> None:
     """Solves pairs whose scalings overflowed in a safer way, and writes them into the solution."""
+    epsilon = found.epsilon if epsilon is None else epsilon
     problem = matrix[failed], a[failed], b[failed], epsilon[failed]
     if limits.accelerate or g is not None:
         again = sinkhorn_host(*problem, replace(limits, accelerate=False))
     else:
         again = sinkhorn_log(*problem, limits)
+    again.plan = without_traces(again.plan, a[failed])
     for name in ("plan", "f", "g", "error", "iterations", "converged"):
         getattr(found, name)[failed] = getattr(again, name)
+    if found.cost is not None:
+        found.cost[failed] = inner(again.plan, matrix[failed])
+        found.value[failed] = dual_value(again.f, again.g, a[failed], b[failed])
 
 
 def _extreme(scaling: Tensor) -> bool:
