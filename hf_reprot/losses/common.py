@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..ot.moments import Gate
+
 
 @dataclass
 class LossOutput:
@@ -47,19 +49,14 @@ def check_sides(student: Tensor, teacher: Tensor, shape: str, dimensions: int) -
         )
 
 
-class GradientGate:
+class GradientGate(Gate):
     """Lets a gradient through, or replaces it by 0, by a flag that may still fall after the forward pass.
 
-    Multiplying a loss by 0 does not stop a NaN (0 * NaN is NaN), and testing values on the host stalls the device. The
-    gate is the identity forward; backward it selects the gradient or zeros by the flag.
+    The gate is the identity forward; backward it selects the gradient or zeros by the flag.
     """
 
     def __init__(self, device: torch.device):
-        self.open = torch.ones((), dtype=torch.bool, device=device)
-
-    def close_unless(self, condition: Tensor) -> None:
-        """Closes the gate where the boolean scalar is False. A closed gate stays closed."""
-        self.open = self.open & condition
+        super().__init__(torch.ones((), dtype=torch.bool, device=device))
 
     def __call__(self, x: Tensor) -> Tensor:
         return _Gated.apply(x, self)

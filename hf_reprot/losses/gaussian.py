@@ -174,7 +174,7 @@ def _diagnostics(term: Term, coupling: Tensor, cross: Tensor, masses: Tensor) ->
             "cost": (masses - 2 * (coupling * cross).sum()).float(),
             "plan_entropy": torch.special.xlogy(rows, rows).sum() - torch.special.xlogy(plan, plan).sum(),
             "dropped": 1.0 - term.gate.open.float(),
-            "skipped": one_sample(term).float(),
+            "skipped": one_sample(term.moments, term.samples is not None).float(),
             "teacher_variance": term.moments.var_t.mean().float(),
         }
         if plan.shape[0] == plan.shape[1]:

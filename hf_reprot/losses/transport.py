@@ -12,10 +12,10 @@ from ..ot.cost import COSTS, cost_from_moments, varies
 from ..ot.moments import PairMoments, RunningMoments
 from ..ot.result import OTResult
 from ..ot.solve import METHODS, solve
-from ..ot.solvers.padding import groups, stack_padded, stack_weights, without_padding
+from ..ot.solvers.padding import cat_padded, cat_weights, groups, without_padding
 from ..utils.messages import check_choice
 from .common import LossOutput, check_sides
-from .terms import Term, one_sample, share_moments
+from .terms import Stack, one_sample, share_stacks, stack_pairs
 
 DEAD_NEURONS = ("keep", "ignore")
 
@@ -176,58 +176,68 @@ class RepresentationTransport(nn.Module):
                 raise ValueError(f"sample_weights must have shape ({len(student)},), got {tuple(count.shape)}")
             _check_weights(teacher, plan, b)
 
-        device_type = pairs[0][0].device.type if pairs else "cpu"
-        with torch.autocast(device_type=device_type, enabled=False):
-            terms = [_Term(pair, count) for pair, count in zip(pairs, counts, strict=True)]
-            share_moments(terms, global_batch=self.global_batch)
+        kinds = [tuple(x is None for x in three) for three in zip(plans, given, counts, strict=True)]
+        outputs: dict[int, LossOutput] = {}
+        with torch.autocast(device_type=pairs[0][0].device.type if pairs else "cpu", enabled=False):
+            stacks = [_Stack(members, pairs, plans, given, counts) for members in stack_pairs(pairs, kinds)]
+            share_stacks(stacks, global_batch=self.global_batch)
             if self.debiased:
-                share_moments([term.student_self for term in terms], global_batch=self.global_batch)
-                share_moments([term.teacher_self for term in terms], global_batch=self.global_batch)
-            for i, term in enumerate(terms):
-                term.matrix = self._cost(term.moments)
-                term.plan = plans[i]
+                for stack in stacks:
+                    stack.selves = [Stack(side, side, stack.samples) for side in (stack.students, stack.teachers)]
+                share_stacks([own for stack in stacks for own in stack.selves], global_batch=self.global_batch)
+            for stack in stacks:
+                stack.matrix = self._cost(stack)
+                moments = stack.moments
                 if running is not None:
-                    carried = running[i].update(term.moments, keep=term.gate.open)
-                    term.solve_on = self._cost(carried)
-                    term.weights = self._weights(carried, given[i])
-                else:
-                    term.solve_on = term.matrix
-                    term.weights = self._weights(term.moments, given[i])
-            self._solve(terms, detached=running is not None)
-            return [self._output(term) for term in terms]
+                    carried = [running[i] for i in stack.members]
+                    moments = RunningMoments.update_all(carried, moments, keep=stack.gate.open)
+                stack.solve_on = stack.matrix if running is None else self._matrix(moments)
+                stack.weights = self._weights(moments, stack.given)
+            self._solve(stacks, detached=running is not None)
+            for stack in stacks:
+                outputs.update(zip(stack.members, self._outputs(stack), strict=True))
+        return [outputs[i] for i in range(len(pairs))]
 
-    def _cost(self, moments: PairMoments) -> Tensor:
+    def _cost(self, stack: Stack) -> Tensor:
+        """(B, d_s, d_t), 0 where a pair is not finite."""
+        return torch.where(stack.gate.open[:, None, None], self._matrix(stack.moments), 0.0)
+
+    def _matrix(self, moments: PairMoments) -> Tensor:
         return cost_from_moments(moments, standardize=self.standardize, cost=self.cost)
 
     def _weights(self, moments: PairMoments, given: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Marginals (a, b): None for uniform."""
+        """Marginals a (B, d_s), b (B, d_t): None for uniform."""
         keep = self.dead_neurons == "keep"
         a = None if keep else _alive(moments.var_s, moments.mean_s)
         b = None if keep and given is None else _alive(moments.var_t, moments.mean_t)
         if given is not None:
             # Weights may all lie on neurons that happen to be constant here: then those that vary share them.
             living = given.to(b) * (b > 0)
-            mass = living.sum()
+            mass = living.sum(-1, keepdim=True)
             b = torch.where(mass > 0, living / mass.clamp_min(torch.finfo(b.dtype).tiny), b)
         return a, b
 
-    def _solve(self, terms: Sequence[_Term], *, detached: bool) -> None:
-        """Solves every term that has no plan yet, several in one call (see `hf_reprot.ot.solvers.padding`)."""
-        open_terms = [term for term in terms if term.plan is None]
-        for members in groups([term.solve_on for term in open_terms], self.method):
-            group = [open_terms[i] for i in members]
-            matrices = [term.solve_on.detach() if detached else term.solve_on for term in group]
-            sizes = [matrix.shape for matrix in matrices]
-            a = stack_weights([term.weights[0] for term in group], [m for m, _ in sizes], matrices[0])
-            b = stack_weights([term.weights[1] for term in group], [n for _, n in sizes], matrices[0])
-            result = self._solve_one(stack_padded(matrices), a, b, self.relative_epsilon, self.epsilon)
+    def _solve(self, stacks: Sequence[_Stack], *, detached: bool) -> None:
+        """Solves every stack that has no plan yet, several in one call (see `hf_reprot.ot.solvers.padding`)."""
+        open_stacks = [stack for stack in stacks if stack.plan is None]
+        of_pair = [stack for stack in open_stacks for _ in stack.members]
+        for members in groups([one for stack in open_stacks for one in stack.solve_on.unbind()], self.method):
+            group = list(dict.fromkeys(of_pair[i] for i in members))  # pairs of one shape are never parted
+            matrices = [stack.solve_on.detach() if detached else stack.solve_on for stack in group]
+            a = cat_weights([stack.weights[0] for stack in group], [x.shape[:2] for x in matrices], matrices[0])
+            b = cat_weights([stack.weights[1] for stack in group], [x.shape[::2] for x in matrices], matrices[0])
+            result = self._solve_one(cat_padded(matrices), a, b, self.relative_epsilon, self.epsilon)
             value = result.value
             if self.debiased:
                 value = value - 0.5 * self._self_terms(group, a, b, result.epsilon)
-            for i, (term, (m, n)) in enumerate(zip(group, sizes, strict=True)):
-                term.result, term.value = without_padding(result, i, m, n), value[i]
+            start = 0
+            for stack, (count, m, n) in zip(group, (x.shape for x in matrices), strict=True):
+                part = slice(start, start := start + count)
+                whole = len(group) == 1
+                stack.result = result if whole else without_padding(result, part, m, n)
+                stack.value = value if whole else value[part]
                 if detached:
-                    term.plan = term.result.plan
+                    stack.plan = stack.result.plan
 
     def _solve_one(self, matrix: Tensor, a, b, relative_epsilon, epsilon) -> OTResult:
         return solve(
@@ -241,87 +251,88 @@ class RepresentationTransport(nn.Module):
             max_iterations=self.max_iterations,
         )
 
-    def _self_terms(self, group: Sequence[_Term], a, b, epsilon: Tensor) -> Tensor:
-        """W(S,S) + W(T,T) of each term of a group, at the cross pair's epsilon."""
+    def _self_terms(self, group: Sequence[_Stack], a, b, epsilon: Tensor) -> Tensor:
+        """W(S,S) + W(T,T) (B,) of the pairs of a group, at the cross pair's epsilon."""
         total = 0.0
-        for side, weights in (("student_self", a), ("teacher_self", b)):
-            matrix = stack_padded([self._cost(getattr(term, side).moments) for term in group])
+        for side, weights in enumerate((a, b)):
+            matrix = cat_padded([self._cost(stack.selves[side]) for stack in group])
             # Where the cross pair's cost is 0, so is its epsilon, and costs of rounding would be infinite in its units.
             least = torch.finfo(matrix.dtype).eps * matrix.detach().amax((-2, -1))
             total = total + self._solve_one(matrix, weights, weights, None, torch.maximum(epsilon, least)).value
         return total
 
-    def _output(self, term: _Term) -> LossOutput:
-        if term.plan is not None:  # from outside or from running moments: a constant that weighs this batch's costs
-            term.value = (term.plan.to(term.matrix) * term.matrix).sum()
-        plan = term.result.plan if term.plan is None else term.plan.detach()
-        if self.debiased:
-            term.gate.close_unless(term.student_self.gate.open & term.teacher_self.gate.open)
-        term.gate.close_unless(torch.isfinite(term.value.detach()))
-        for gate in (term.student_self.gate, term.teacher_self.gate) if self.debiased else ():
-            gate.close_unless(term.gate.open)
-        loss = torch.where(term.gate.open, term.value, torch.zeros_like(term.value))
-        return LossOutput(loss, logs=_diagnostics(term, plan), plan=plan)
+    def _outputs(self, stack: _Stack) -> list[LossOutput]:
+        if stack.plan is not None:  # from outside or from running moments: a constant that weighs this batch's costs
+            stack.value = (stack.plan.to(stack.matrix) * stack.matrix).sum((-2, -1))
+        plan = stack.result.plan if stack.plan is None else stack.plan.detach()
+        for own in stack.selves:
+            stack.gate.close_unless(own.gate.open)
+        stack.gate.close_unless(stack.value.detach().abs() < torch.inf)
+        for own in stack.selves:
+            own.gate.close_unless(stack.gate.open)
+        losses = torch.where(stack.gate.open, stack.value, 0.0).unbind()
+        names, logs = _diagnostics(stack, plan)
+        return [
+            LossOutput(loss, logs=dict(zip(names, numbers.unbind(), strict=True)), plan=one)
+            for loss, numbers, one in zip(losses, logs.unbind(1), plan.unbind(), strict=True)
+        ]
 
     def extra_repr(self) -> str:
         names = ("cost", "standardize", "method", "relative_epsilon", "epsilon", "debiased", "tolerance")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "dead_neurons", "global_batch"))
 
 
-class _Term(Term):
-    """With its costs and what was solved on them."""
+class _Stack(Stack):
+    """With the costs, and what was solved on them."""
 
-    def __init__(self, pair: tuple[Tensor, Tensor], samples: Tensor | None = None):
-        super().__init__(pair, samples)
-        self.matrix: Tensor
+    def __init__(self, members: Sequence[int], pairs, plans, given, counts):
+        samples = [counts[i] for i in members]
+        super().__init__(*zip(*(pairs[i] for i in members), strict=True), None if samples[0] is None else samples)
+        self.members = list(members)
+        self.plan, self.given = (
+            None if parts[members[0]] is None else torch.stack([parts[i] for i in members]) for parts in (plans, given)
+        )
+        self.matrix: Tensor  # (B, d_s, d_t)
         self.solve_on: Tensor
         self.weights: tuple[Tensor | None, Tensor | None] = (None, None)
-        self.plan: Tensor | None = None
         self.result: OTResult | None = None
-        self.value: Tensor
-        self._selves: dict[str, _Term] = {}
-
-    @property
-    def student_self(self) -> _Term:
-        return self._selves.setdefault("student", _Term((self.student, self.student), self.samples))
-
-    @property
-    def teacher_self(self) -> _Term:
-        return self._selves.setdefault("teacher", _Term((self.teacher, self.teacher), self.samples))
+        self.value: Tensor  # (B,)
+        self.selves: list[Stack] = []  # the student's pairs with itself, and the teacher's
 
 
-def _diagnostics(term: _Term, plan: Tensor) -> dict[str, Tensor]:
-    """Detached scalars for the log; no host synchronisation."""
+def _diagnostics(stack: _Stack, plan: Tensor) -> tuple[list[str], Tensor]:
+    """Names, and detached numbers (names, B), for the log; no host synchronisation."""
     with torch.no_grad():
-        plan = plan.float()
+        plan, result = plan.float(), stack.result
         rows = plan.sum(-1)
         # H(P) - H(a): the entropy of a row, averaged with the rows' weights; log takes a quarter of xlogy's time
         logs_of_plan = plan.clamp_min(torch.finfo(plan.dtype).tiny).log_()
-        entropy = torch.special.xlogy(rows, rows).sum() - _inner(plan, logs_of_plan)
+        of_this = result is not None and stack.solve_on is stack.matrix
         logs = {
-            "cost": _inner(plan, term.matrix.float()),
-            "plan_entropy": entropy,
-            "dropped": 1.0 - term.gate.open.float(),
-            "skipped": one_sample(term).float(),
-            "teacher_variance": term.moments.var_t.mean().float(),
+            "cost": result.cost.float() if of_this else _inner(plan, stack.matrix.float()),
+            "plan_entropy": torch.special.xlogy(rows, rows).sum(-1) - _inner(plan, logs_of_plan),
+            "dropped": ~stack.gate.open,
+            "skipped": one_sample(stack.moments, stack.samples is not None),
+            "teacher_variance": torch.where(stack.gate.open, stack.moments.var_t.mean(-1), 0.0).float(),
         }
-        if plan.shape[0] == plan.shape[1]:
-            logs["off_identity"] = 1.0 - plan.diagonal().sum()
-        if term.result is not None:
-            logs["marginal_error"] = term.result.marginal_error.float()
-            logs["iterations"] = term.result.iterations.float()
-        return {name: torch.nan_to_num(value.detach()) for name, value in logs.items()}
+        if plan.shape[-2] == plan.shape[-1]:
+            logs["off_identity"] = 1.0 - plan.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if result is not None:
+            logs |= {"marginal_error": result.marginal_error.float(), "iterations": result.iterations}
+        numbers = torch.stack([value.to(rows.dtype) for value in logs.values()])
+        return list(logs), torch.nan_to_num_(numbers.detach())
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
-    return torch.dot(x.reshape(-1), y.reshape(-1))
+    """(B,) <x, y> of each pair."""
+    return torch.bmm(x.flatten(1)[:, None], y.flatten(1)[:, :, None]).view(-1)
 
 
 def _alive(variance: Tensor, mean: Tensor) -> Tensor:
-    """Uniform weights over the neurons that vary, 0 for constant ones; uniform over all where none varies."""
-    alive = varies(mean, variance).to(variance)
-    alive = torch.where(alive.any(), alive, torch.ones_like(alive))
-    return alive / alive.sum()
+    """(B, d) Uniform weights over the neurons that vary, 0 for constant ones; uniform over all where none varies."""
+    alive = varies(mean, variance)
+    alive = (alive | ~alive.any(-1, keepdim=True)).to(variance)
+    return alive / alive.sum(-1, keepdim=True)
 
 
 def _check_weights(teacher: Tensor, plan: Tensor | None, weights: Tensor | None) -> None:

@@ -42,13 +42,13 @@ def neuron_cost(student: Tensor, teacher: Tensor, *, standardize: bool = True, c
 
 
 def cost_from_moments(moments: PairMoments, *, standardize: bool = True, cost: str = "sqeuclidean") -> Tensor:
-    """Cost matrix (d_s, d_t) from moments: see `neuron_cost`."""
+    """Cost matrix (d_s, d_t) from moments, or stacked ones: see `neuron_cost`."""
     check_choice("cost", cost, COSTS)
     if standardize:
         alive = [varies(moments.mean_s, moments.var_s), varies(moments.mean_t, moments.var_t)]
         return _Standardised.apply(moments.cov, moments.var_s, moments.var_t, *alive)
-    matrix = moments.var_s[:, None] + moments.var_t - 2 * moments.cov
-    matrix = matrix + (moments.mean_s[:, None] - moments.mean_t).square()
+    matrix = moments.var_s[..., :, None] + moments.var_t[..., None, :] - 2 * moments.cov
+    matrix = matrix + (moments.mean_s[..., :, None] - moments.mean_t[..., None, :]).square()
     return matrix.clamp_min(0)
 
 
@@ -72,11 +72,10 @@ class _Standardised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cov: Tensor, var_s: Tensor, var_t: Tensor, alive_s: Tensor, alive_t: Tensor) -> Tensor:
         inverse_s, inverse_t = (
-            torch.where(alive, torch.where(alive, variance, 1.0).rsqrt(), 0.0)
-            for alive, variance in ((alive_s, var_s), (alive_t, var_t))
+            torch.where(alive, variance, torch.inf).rsqrt() for alive, variance in ((alive_s, var_s), (alive_t, var_t))
         )
-        matrix = torch.mul(cov, -2 * inverse_s[:, None]).mul_(inverse_t)
-        matrix.add_(alive_s.to(cov)[:, None]).add_(alive_t.to(cov)).clamp_min_(0)
+        matrix = torch.mul(cov, -2 * inverse_s[..., :, None]).mul_(inverse_t[..., None, :])
+        matrix.add_(alive_s[..., :, None]).add_(alive_t[..., None, :]).clamp_min_(0)
         ctx.save_for_backward(cov, inverse_s, inverse_t, matrix)
         return matrix
 
@@ -84,8 +83,8 @@ class _Standardised(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_matrix: Tensor):
         cov, inverse_s, inverse_t, matrix = ctx.saved_tensors
-        d_cov = torch.where(matrix > 0, d_matrix, 0.0).mul_(-2 * inverse_s[:, None]).mul_(inverse_t)
+        d_cov = torch.where(matrix > 0, d_matrix, 0.0).mul_(-2 * inverse_s[..., :, None]).mul_(inverse_t[..., None, :])
         product = cov * d_cov
-        d_var_s = -0.5 * inverse_s.square() * product.sum(1)
-        d_var_t = -0.5 * inverse_t.square() * product.sum(0)
+        d_var_s = -0.5 * inverse_s.square() * product.sum(-1)
+        d_var_t = -0.5 * inverse_t.square() * product.sum(-2)
         return d_cov, d_var_s, d_var_t, None, None

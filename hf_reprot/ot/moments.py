@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 # Rows that are centred at a time: with many positions as samples, no second copy of the activations is made.
-_ROWS = 8192
+MOST_ROWS = 8192
 
 
 @dataclass
 class PairMoments:
     """Counts, means and centred second moments of student neurons S (n, d_s) and teacher neurons T (n, d_t).
+
+    Pairs of one shape may be stacked: all fields then have a leading dimension more.
 
     Attributes:
         count: () Number of samples; a float, since forgetting makes it fractional.
@@ -45,13 +47,31 @@ class PairMoments:
         return PairMoments(**{name: torch.zeros_like(value) for name, value in self.tensors().items()})
 
     def is_finite(self) -> Tensor:
-        """() Whether every number is finite; stays on the device."""
-        return torch.stack([torch.isfinite(value).all() for value in self.tensors().values()]).all()
+        """() Whether every number is finite; stays on the device.
+
+        No covariance is larger than the variances' mean: where these are finite, so are all.
+        """
+        numbers = torch.cat([self.count[..., None], self.mean_s, self.mean_t, self.var_s, self.var_t], -1)
+        return numbers.abs().amax(-1) < torch.inf  # false of what is no number, too
+
+    @staticmethod
+    def stack(moments: Sequence[PairMoments]) -> PairMoments:
+        """Pairs of one shape in one."""
+        if len(moments) == 1:
+            return PairMoments(**{name: value[None] for name, value in moments[0].tensors().items()})
+        parts = [m.tensors() for m in moments]
+        return PairMoments(**{name: torch.stack([part[name] for part in parts]) for name in parts[0]})
+
+    def unstack(self) -> list[PairMoments]:
+        """The pairs of a stack, as views."""
+        parts = {name: value.unbind() for name, value in self.tensors().items()}
+        return [PairMoments(**{name: values[i] for name, values in parts.items()}) for i in range(len(self.count))]
 
     def where(self, condition: Tensor, other: PairMoments) -> PairMoments:
         """These moments where the boolean scalar holds, else the other ones."""
         theirs = other.tensors()
-        return PairMoments(**{n: torch.where(condition, value, theirs[n]) for n, value in self.tensors().items()})
+        shaped = {n: condition.reshape(condition.shape + (1,) * (v.ndim - condition.ndim)) for n, v in theirs.items()}
+        return PairMoments(**{n: torch.where(shaped[n], value, theirs[n]) for n, value in self.tensors().items()})
 
     def decayed(self, momentum: float) -> PairMoments:
         """The same moments resting on `momentum` times as many samples."""
@@ -62,18 +82,19 @@ class PairMoments:
         count = self.count + other.count
         share = torch.where(count > 0, other.count / count.clamp_min(torch.finfo(count.dtype).tiny), 0.0)
         shift_s, shift_t = other.mean_s - self.mean_s, other.mean_t - self.mean_t
-        between = share * (1 - share)
+        shares = share[..., None]
+        between = shares * (1 - shares)
+        apart = (between * shift_s)[..., :, None] * shift_t[..., None, :]
         return PairMoments(
             count,
-            self.mean_s + share * shift_s,
-            self.mean_t + share * shift_t,
-            torch.lerp(self.var_s, other.var_s, share) + between * shift_s.square(),
-            torch.lerp(self.var_t, other.var_t, share) + between * shift_t.square(),
-            torch.lerp(self.cov, other.cov, share) + between * torch.outer(shift_s, shift_t),
+            self.mean_s + shares * shift_s,
+            self.mean_t + shares * shift_t,
+            torch.lerp(self.var_s, other.var_s, shares) + between * shift_s.square(),
+            torch.lerp(self.var_t, other.var_t, shares) + between * shift_t.square(),
+            torch.lerp(self.cov, other.cov, shares[..., None]) + apart,
         )
 
 
-@torch.no_grad()
 def pair_moments(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> PairMoments:
     """Moments of two layers over the same samples, without a gradient (see `attach`).
 
@@ -86,63 +107,78 @@ def pair_moments(student: Tensor, teacher: Tensor, weights: Tensor | None = None
         weights: (n,) How much each sample counts, from 0 to 1; None: 1. The count is then their sum. A sample of weight
             0 is as if it were not there, whatever its values.
     """
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    if weights is not None:
-        return _weighted_moments(student, teacher, weights.to(dtype))
-    n = student.shape[0]
-    share = 1.0 / max(n, 1)
-    mean_s, mean_t = student.sum(0, dtype=dtype) * share, teacher.sum(0, dtype=dtype) * share
-    cov = student.new_zeros(student.shape[1], teacher.shape[1], dtype=dtype)
-    var_s, var_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
-    rest_s, rest_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
-    half = _half_operands(student, teacher)
-    for rows in _row_blocks(n):
-        s, t = student[rows].to(dtype) - mean_s, teacher[rows].to(dtype) - mean_t
-        _add_product(cov, s.t(), t, share, half)
-        rest_s.add_(s.sum(0), alpha=share)
-        rest_t.add_(t.sum(0), alpha=share)
-        var_s.add_(s.square_().sum(0), alpha=share)
-        var_t.add_(t.square_().sum(0), alpha=share)
-    cov.addr_(rest_s, rest_t, alpha=-1)
-    var_s = (var_s - rest_s.square()).clamp_min_(0)
-    var_t = (var_t - rest_t.square()).clamp_min_(0)
-    count = torch.full((), float(n), dtype=dtype, device=student.device)
-    return PairMoments(count, mean_s + rest_s, mean_t + rest_t, var_s, var_t, cov)
+    return stacked_moments([student], [teacher], None if weights is None else [weights]).unstack()[0]
 
 
-def _weighted_moments(student: Tensor, teacher: Tensor, weights: Tensor) -> PairMoments:
-    """As without weights. Only the weights' proportions count, and a row of weight 0 is not looked at."""
-    count = weights.sum()
-    share = weights / count.clamp_min(torch.finfo(weights.dtype).tiny)  # (n,)
-    cov = weights.new_zeros(student.shape[1], teacher.shape[1])
-    mean_s, mean_t = weights.new_zeros(student.shape[1]), weights.new_zeros(teacher.shape[1])
-    var_s, var_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
-    rest_s, rest_t = torch.zeros_like(mean_s), torch.zeros_like(mean_t)
-    half = _half_operands(student, teacher)
-    blocks = list(_row_blocks(student.shape[0]))
-    for mean, neurons in ((mean_s, student), (mean_t, teacher)):
+@torch.no_grad()
+def stacked_moments(
+    students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Sequence[Tensor] | None = None
+) -> PairMoments:
+    """`pair_moments` of B pairs of one shape and one dtype a side, stacked, in as many launches as one pair takes."""
+    n, batch = students[0].shape[0], len(students)
+    dtype = torch.promote_types(torch.promote_types(students[0].dtype, teachers[0].dtype), torch.float32)
+    share, counted, count = _shares(n, batch, weights, dtype, students[0])
+    half, blocks = _half_operands(students[0], teachers[0]), list(_row_blocks(n, batch))
+    means = []
+    for side in (students, teachers):
+        mean = None
         for rows in blocks:
-            mean.add_(share[rows] @ _counted(neurons[rows].to(weights), weights[rows]))
+            part = _total(_rows(side, rows, dtype if counted is not None else None, counted), share, rows, dtype)
+            mean = part if mean is None else mean.add_(part)
+        means.append(mean if mean is not None else side[0].new_zeros(batch, side[0].shape[1], dtype=dtype))
+    cov, rests, variances = None, [None, None], [None, None]
     for rows in blocks:
-        s, t = (
-            _counted(neurons[rows].to(weights) - mean, weights[rows])
-            for neurons, mean in ((student, mean_s), (teacher, mean_t))
+        s, t = (_centred(side, rows, mean, counted) for side, mean in zip((students, teachers), means, strict=True))
+        cov = _cross(
+            cov, s if counted is None else s * share[:, rows, None], t, share if counted is None else 1.0, half
         )
-        w = share[rows]
-        _add_product(cov, (w[:, None] * s).t(), t, 1.0, half)
-        rest_s.add_(w @ s)
-        rest_t.add_(w @ t)
-        var_s.add_(w @ s.square_())
-        var_t.add_(w @ t.square_())
-    cov.addr_(rest_s, rest_t, alpha=-1)
-    var_s = (var_s - rest_s.square()).clamp_min_(0)
-    var_t = (var_t - rest_t.square()).clamp_min_(0)
-    return PairMoments(count, mean_s + rest_s, mean_t + rest_t, var_s, var_t, cov)
+        for k, x in enumerate((s, t)):
+            rests[k] = _plus(rests[k], _total(x, share, rows, dtype))
+            variances[k] = _plus(variances[k], _total(x.square_(), share, rows, dtype))
+    if cov is None:
+        zeros = [torch.zeros_like(mean) for mean in means]
+        return PairMoments(count, *means, *zeros, means[0].new_zeros(batch, means[0].shape[1], means[1].shape[1]))
+    cov.baddbmm_(rests[0][:, :, None], rests[1][:, None, :], alpha=-1)
+    centre = [mean.add_(rest) for mean, rest in zip(means, rests, strict=True)]
+    spread = [
+        torch.addcmul(variance, rest, rest, value=-1).clamp_min_(0)
+        for variance, rest in zip(variances, rests, strict=True)
+    ]
+    return PairMoments(count, *centre, *spread, cov)
 
 
-def _counted(rows: Tensor, weights: Tensor) -> Tensor:
-    """The rows (k, d), 0 where the weight (k,) is: 0 times what is not finite is no number."""
-    return torch.where(weights[:, None] != 0, rows, 0.0)
+def _shares(n: int, batch: int, weights: Sequence[Tensor] | None, dtype: torch.dtype, like: Tensor):
+    """What each sample's part of a mean is: a number, or (B, n); where it counts (B, n), or None; the counts (B,)."""
+    if weights is None:
+        return 1.0 / max(n, 1), None, torch.full((batch,), float(n), dtype=dtype, device=like.device)
+    given = torch.stack([w.to(dtype) for w in weights])
+    count = given.sum(1)
+    return given / count.clamp_min(torch.finfo(dtype).tiny)[:, None], given != 0, count
+
+
+def _rows(side: Sequence[Tensor], rows: slice, dtype: torch.dtype | None, counted: Tensor | None) -> Tensor:
+    """(B, k, d) Some rows of each pair's layer, 0 where they do not count: 0 times what is not finite is no number."""
+    x = side[0][rows][None] if len(side) == 1 else torch.stack([layer[rows] for layer in side])
+    x = x if dtype is None else x.to(dtype)
+    return x if counted is None else torch.where(counted[:, rows, None], x, 0.0)
+
+
+def _centred(side: Sequence[Tensor], rows: slice, mean: Tensor, counted: Tensor | None = None) -> Tensor:
+    """`_rows` less the mean (B, d), in memory of its own."""
+    x = _rows(side, rows, mean.dtype, None)
+    x = x.sub_(mean[:, None]) if len(side) > 1 or x.dtype != side[0].dtype else x - mean[:, None]
+    return x if counted is None else torch.where(counted[:, rows, None], x, 0.0)
+
+
+def _total(x: Tensor, share: float | Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+    """(B, d) The part of these rows (B, k, d) of the mean."""
+    if isinstance(share, float):
+        return x.sum(1, dtype=dtype).mul_(share)
+    return torch.bmm(share[:, None, rows], x)[:, 0]
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
 
 
 def attach(
@@ -167,69 +203,88 @@ def attach(
         gradient_scale: Factor of the gradient; the number of processes where gradients are averaged over them.
         weights: (k,) How much each local sample counted; None: 1. Row k of the gradient has it as a factor.
     """
-    if not (student.requires_grad or teacher.requires_grad):
+    stacked = PairMoments.stack([moments])
+    given = None if weights is None else [weights]
+    return attach_stacked(stacked, [student], [teacher], gradient_scale=gradient_scale, weights=given).unstack()[0]
+
+
+class Gate:
+    """Which pairs of a stack have a gradient: a flag each (B,) that may still fall after the forward pass.
+
+    Multiplying a loss by 0 does not stop a NaN (0 * NaN is NaN), and testing values on the host stalls the device.
+    """
+
+    def __init__(self, open: Tensor):
+        self.open = open
+
+    def close_unless(self, condition: Tensor) -> None:
+        """Closes the gate of pairs whose flag is False. A closed gate stays closed."""
+        self.open = self.open & condition
+
+
+def attach_stacked(
+    moments: PairMoments,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    *,
+    gradient_scale: float = 1.0,
+    weights: Sequence[Tensor] | None = None,
+    gate: Gate | None = None,
+) -> PairMoments:
+    """`attach` for stacked pairs; those whose `gate` is closed get a gradient of 0, whatever comes back."""
+    if not any(x.requires_grad for x in (*students, *teachers)):
         return moments
-    mean_s, mean_t, var_s, var_t, cov = _Attach.apply(
-        student,
-        teacher,
-        moments.count,
-        moments.mean_s,
-        moments.mean_t,
-        moments.var_s,
-        moments.var_t,
-        moments.cov,
-        gradient_scale,
-        weights,
-    )
-    return PairMoments(moments.count, mean_s, mean_t, var_s, var_t, cov)
+    parts = moments.mean_s, moments.mean_t, moments.var_s, moments.var_t, moments.cov
+    settings = (len(students), gradient_scale, None if weights is None else torch.stack(list(weights)), gate)
+    return PairMoments(moments.count, *_Attach.apply(settings, moments.count, *parts, *students, *teachers))
 
 
 class _Attach(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student, teacher, count, mean_s, mean_t, var_s, var_t, cov, gradient_scale, weights):
-        ctx.save_for_backward(student, teacher, count, mean_s, mean_t, weights)
-        ctx.gradient_scale = gradient_scale
+    def forward(ctx, settings, count, mean_s, mean_t, var_s, var_t, cov, *layers):
+        ctx.settings = settings
+        ctx.save_for_backward(count, mean_s, mean_t, *layers)
         return tuple(x.view_as(x) for x in (mean_s, mean_t, var_s, var_t, cov))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_mean_s, d_mean_t, d_var_s, d_var_t, d_cov):
-        student, teacher, count, mean_s, mean_t, weights = ctx.saved_tensors
-        factor = ctx.gradient_scale / count.clamp_min(torch.finfo(count.dtype).tiny)
-        d_student = d_teacher = None
-        if ctx.needs_input_grad[0]:
-            d_student = _gradient(student, teacher, mean_s, mean_t, d_mean_s, d_var_s, d_cov.t(), factor, weights)
-        if ctx.needs_input_grad[1]:
-            d_teacher = _gradient(teacher, student, mean_t, mean_s, d_mean_t, d_var_t, d_cov, factor, weights)
-        return d_student, d_teacher, *[None] * 8
+        batch, scale, weights, gate = ctx.settings
+        count, mean_s, mean_t, *layers = ctx.saved_tensors
+        students, teachers = layers[:batch], layers[batch:]
+        factor = (scale / count.clamp_min(torch.finfo(count.dtype).tiny))[:, None]
+        # What a closed gate keeps out must not enter a product with others: zeros first.
+        needed = ctx.needs_input_grad[7:]
+        gradients = [None] * batch, [None] * batch
+        if any(needed[:batch]):
+            gradients[0][:] = _gradients(
+                students, teachers, mean_s, mean_t, factor * d_mean_s, factor * d_var_s, d_cov, factor, weights, gate
+            )
+        if any(needed[batch:]):
+            gradients[1][:] = _gradients(
+                teachers, students, mean_t, mean_s, factor * d_mean_t, factor * d_var_t, d_cov.mT, factor, weights, gate
+            )
+        return *[None] * 7, *(
+            g if need else None for g, need in zip((*gradients[0], *gradients[1]), needed, strict=True)
+        )
 
 
-def _gradient(
-    x: Tensor,
-    y: Tensor,
-    mean_x: Tensor,
-    mean_y: Tensor,
-    d_mean: Tensor,
-    d_var: Tensor,
-    d_cov: Tensor,
-    factor: Tensor,
-    weights: Tensor | None,
-) -> Tensor:
-    """Gradient in x (n, d_x), of the moments with y (n, d_y); `d_cov` is (d_y, d_x). One product of matrices."""
-    # Strides of an expanded input must not reach the gradient: every row has one of its own.
-    gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    d_cov = d_cov * factor
-    d_var, d_mean = 2 * factor * d_var, factor * d_mean
-    half = _half_operands(x, y)
-    for rows in _row_blocks(x.shape[0]):
-        centred = x[rows].to(mean_x.dtype) - mean_x
-        block = torch.addcmul(d_mean, centred, d_var)
-        _add_product(block, y[rows].to(mean_y.dtype) - mean_y, d_cov, 1.0, half)
+def _gradients(xs, ys, mean_x, mean_y, d_mean, d_var, d_cov, factor, weights, gate: Gate | None) -> Sequence[Tensor]:
+    """Gradients in each x (n, d_x), of its moments with y (n, d_y), by one product; `d_cov` is (B, d_x, d_y)."""
+    n, batch = xs[0].shape[0], len(xs)
+    d_cov, d_var, half = d_cov * factor[..., None], 2 * d_var, _half_operands(xs[0], ys[0])
+    done = []
+    for rows in _row_blocks(n, batch):
+        block = torch.addcmul(d_mean[:, None], _centred(xs, rows, mean_x), d_var[:, None])
+        block = _cross(block, _centred(ys, rows, mean_y).mT, d_cov.mT, 1.0, half)
+        keep = None if gate is None else gate.open[:, None, None]
         if weights is not None:
-            share = weights[rows].to(block)
-            block = _counted(block * share[:, None], share)
-        gradient[rows] = block.to(x.dtype)
-    return gradient
+            share = weights[:, rows, None].to(block)
+            block, counts = block * share, share != 0
+            keep = counts if keep is None else keep & counts
+        block = block if keep is None else torch.where(keep, block, 0.0)
+        done.append(block.to(xs[0].dtype))
+    return (done[0] if len(done) == 1 else torch.cat(done, 1)).unbind() if done else [torch.zeros_like(x) for x in xs]
 
 
 def _half_operands(x: Tensor, y: Tensor) -> bool:
@@ -238,21 +293,24 @@ def _half_operands(x: Tensor, y: Tensor) -> bool:
     return x.is_cuda and x.dtype == y.dtype == torch.bfloat16
 
 
-def _add_product(out: Tensor, x: Tensor, y: Tensor, alpha: float, half: bool) -> None:
-    """out += alpha x y, in place."""
+def _cross(out: Tensor | None, x: Tensor, y: Tensor, alpha: float, half: bool) -> Tensor:
+    """out + alpha x' y, in place, for x (B, k, m) and y (B, k, n)."""
     if half:
-        out.add_(_half_product(x.bfloat16(), y.bfloat16()), alpha=alpha)
-    else:
-        out.addmm_(x, y, alpha=alpha)
+        product = _half_product(x.bfloat16().mT, y.bfloat16())
+        return product.mul_(alpha) if out is None else out.add_(product, alpha=alpha)
+    if out is None:
+        return torch.bmm(x.mT, y).mul_(alpha)
+    return out.baddbmm_(x.mT, y, alpha=alpha)
 
 
 def _half_product(x: Tensor, y: Tensor) -> Tensor:
-    return torch.mm(x, y, out_dtype=torch.float32)
+    return torch.bmm(x, y, out_dtype=torch.float32)
 
 
-def _row_blocks(n: int) -> Iterator[slice]:
-    for start in range(0, n, _ROWS):
-        yield slice(start, start + _ROWS)
+def _row_blocks(n: int, batch: int = 1) -> Iterator[slice]:
+    height = max(1, MOST_ROWS // batch)
+    for start in range(0, n, height):
+        yield slice(start, start + height)
 
 
 class RunningMoments:
@@ -283,16 +341,34 @@ class RunningMoments:
         batch = batch.detach()
         if self.moments is None:
             # Start from nothing rather than from the batch, so that a batch to be left out leaves nothing behind.
-            self.moments = batch.decayed(0.0)
-        merged = self.moments.decayed(self.momentum).merge(batch)
-        finite = merged.is_finite()  # the square of a shift may overflow where the shift does not
-        self.moments = merged.where(finite if keep is None else keep & finite, self.moments)
+            self.moments = batch.zeros_like()
+        self.moments = _carried(self.moments, batch, self.momentum, keep)
         return self.moments
 
+    @staticmethod
+    def update_all(running: Sequence[RunningMoments], batch: PairMoments, keep: Tensor | None = None) -> PairMoments:
+        """`update` of pairs of one shape, for stacked moments; `keep` is (B,)."""
+        if len({one.momentum for one in running}) > 1:
+            one_by_one = zip(running, batch.unstack(), [None] * len(running) if keep is None else keep, strict=True)
+            return PairMoments.stack([one.update(moments, flag) for one, moments, flag in one_by_one])
+        batch = batch.detach()
+        empty = batch.zeros_like().unstack()
+        old = PairMoments.stack([one.moments or nothing for one, nothing in zip(running, empty, strict=True)])
+        new = _carried(old, batch, running[0].momentum, keep)
+        for one, moments in zip(running, new.unstack(), strict=True):
+            one.moments = moments
+        return new
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments as tensors, for a checkpoint; empty before the first batch."""
-        return {} if self.moments is None else self.moments.tensors()
+        """The moments as tensors, for a checkpoint, in memory of their own; empty before the first batch."""
+        return {} if self.moments is None else {name: value.clone() for name, value in self.moments.tensors().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores what `state_dict` gave."""
         self.moments = PairMoments(**state) if state else None
+
+
+def _carried(old: PairMoments, batch: PairMoments, momentum: float, keep: Tensor | None) -> PairMoments:
+    merged = old.decayed(momentum).merge(batch)
+    finite = merged.is_finite()  # the square of a shift may overflow where the shift does not
+    return merged.where(finite if keep is None else keep & finite, old)

@@ -120,7 +120,8 @@ def solve(
             settings = (batch, method, relative_epsilon, epsilon)
             solution = _solution(matrix, a, b, settings, triton, limits, start)
     value, cost = solution.value, solution.cost
-    converged = solution.converged & torch.isfinite(value) & torch.isfinite(cost)  # no mass on what is forbidden
+    # No mass on what is forbidden.
+    converged = solution.converged & (value.abs() < torch.inf) & (cost.abs() < torch.inf)
 
     def restored(x: Tensor) -> Tensor:
         return x.reshape((*batch, *x.shape[1:]))

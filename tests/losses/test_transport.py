@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hf_reprot.losses import RepresentationTransport, RunningMoments
 from hf_reprot.ot import neuron_cost, solve
@@ -274,3 +275,14 @@ def test_running_moments_do_not_take_in_what_would_overflow():
     running.update(pair_moments(torch.full((4, 2), 1e25), torch.randn(4, 3)))
     for name, value in running.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_moments_of_pairs_computed_together_are_saved_apart(tmp_path):
+    """safetensors refuses tensors that share memory, as those of a stack do."""
+    running = [RunningMoments(0.9) for _ in range(3)]
+    pairs = [(layer(20, 4, seed=i), layer(20, 5, seed=i, mixing=2)) for i in range(3)]
+    RepresentationTransport().forward_pairs(pairs, running=running)
+    state = {f"{i}.{name}": value for i, one in enumerate(running) for name, value in one.state_dict().items()}
+    save_file(state, tmp_path / "state.safetensors")
+    for i, pair in enumerate(pairs):
+        torch.testing.assert_close(state[f"{i}.cov"], pair_moments(*pair).cov)

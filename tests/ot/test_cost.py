@@ -64,7 +64,7 @@ def test_constant_neurons_are_zero_after_standardisation():
 @pytest.mark.parametrize("rows", [1, 5, 8192, 20_000])
 def test_moments_over_blocks_of_rows(rows, monkeypatch):
     s, t = layer(20_000, 3)[:rows] * 2 + 5, layer(20_000, 4, mixing=2)[:rows]
-    monkeypatch.setattr("hf_reprot.ot.moments._ROWS", 3 if rows < 100 else 8192)
+    monkeypatch.setattr("hf_reprot.ot.moments.MOST_ROWS", 3 if rows < 100 else 8192)
     moments = pair_moments(s, t)
     assert torch.allclose(moments.mean_s, s.mean(0))
     assert torch.allclose(moments.var_t, t.var(0, correction=0))
@@ -91,7 +91,7 @@ def test_decay_is_fewer_samples():
 
 @pytest.mark.parametrize("standardize", [True, False])
 def test_the_gradient_is_autograds(standardize, monkeypatch):
-    monkeypatch.setattr("hf_reprot.ot.moments._ROWS", 11)
+    monkeypatch.setattr("hf_reprot.ot.moments.MOST_ROWS", 11)
     s, t = layer(40, 5).requires_grad_(), layer(40, 6, mixing=2).requires_grad_()
     weight = torch.randn(5, 6, dtype=torch.float64)
     (neuron_cost(s, t, standardize=standardize) * weight).sum().backward()

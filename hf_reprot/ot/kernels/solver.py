@@ -28,8 +28,9 @@ def sinkhorn_triton(
     Args:
         small: True: one program a pair; False: the whole device on every pair; None: by the size.
     """
-    f, g = starting_potentials(matrix, g)
-    f, g, inverse = f.contiguous().clone(), g.contiguous().clone(), 1 / epsilon
+    f, start = starting_potentials(matrix, g)
+    g = start if g is None else start.clone()  # a start that was given stays as it is
+    f, g, inverse = f.contiguous(), g.contiguous(), 1 / epsilon
     error, sweeps = run_sweeps(
         matrix,
         a,

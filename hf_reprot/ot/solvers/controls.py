@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 CONTROLS = ("identity", "random", "independent")
+_KEPT = 64  # shapes whose orders are kept on their device
+_known: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 _SEED = 0  # the random pairing is the same in every step, process and run
 
 
@@ -27,12 +29,24 @@ def control_plan(method: str, a: Tensor, b: Tensor) -> Tensor:
         return torch.diag_embed(a)
     if method == "independent":
         return a[..., :, None] * b[..., None, :]
-    generator = torch.Generator().manual_seed(_SEED)
-    rows = torch.randperm(a.shape[-1], generator=generator).to(a.device)
-    columns = torch.randperm(b.shape[-1], generator=generator).to(b.device)
+    rows, columns = _orders(a.shape[-1], b.shape[-1], a.device)
     plan = torch.empty(*a.shape, b.shape[-1], dtype=a.dtype, device=a.device)
     plan[..., rows[:, None], columns] = _north_west(a[..., rows], b[..., columns])
     return plan
+
+
+def _orders(m: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The fixed orders of m rows and n columns, copied to a device once."""
+    key = m, n, device
+    if key not in _known:
+        generator = torch.Generator().manual_seed(_SEED)
+        orders = tuple(torch.randperm(size, generator=generator).to(device) for size in (m, n))
+        if type(orders[0]) is not Tensor:  # traced: of no use to a later call
+            return orders
+        if len(_known) >= _KEPT:
+            _known.clear()
+        _known[key] = orders
+    return _known[key]
 
 
 def _north_west(a: Tensor, b: Tensor) -> Tensor:

@@ -123,26 +123,30 @@ def inner_one(plan: Tensor, matrix: Tensor) -> float:
 
 
 def _careful_inner(plan: Tensor, matrix: Tensor) -> Tensor:
-    sums = torch.where(plan > 0, plan * matrix, 0.0).sum((-2, -1))
-    return torch.where((plan.isnan() | matrix.isnan()).any(-1).any(-1), torch.nan, sums)
+    unused = (matrix.abs() == torch.inf) & (plan == 0)
+    flat = matrix.masked_fill(unused, 0).flatten(-2), plan.flatten(-2)
+    return (flat[0][..., None, :] @ flat[1][..., :, None])[..., 0, 0]
 
 
 def dual_value(f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """f.a + g.b (B,) in float64, without what potentials of weight 0 are worth (they may be infinite)."""
-    f, g = torch.where(a > 0, f, 0.0).double(), torch.where(b > 0, g, 0.0).double()
-    return ((f * a).sum(-1) + (g * b).sum(-1)).to(a.dtype)
+    potentials, weights = torch.cat([f, g], -1), torch.cat([a, b], -1)
+    products = potentials.masked_fill(weights == 0, 0).double().mul_(weights)
+    return products.sum(-1).to(a.dtype)
 
 
 def mean_cost(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """a'|M|b (B,) over the matches that are not forbidden."""
-    size = matrix.abs() if not on_host(matrix) or bool(matrix.amin() < 0) else matrix
-    mean = torch.bmm(torch.bmm(a[:, None, :], size), b[..., None]).view(-1)
-    if on_host(matrix) and bool(torch.isfinite(mean).all()):
-        return mean
-    allowed = size != torch.inf
-    mass = torch.where(allowed, a[..., :, None] * b[..., None, :], 0.0)
-    total = (mass * torch.where(allowed, size, 0.0)).sum((-2, -1))
-    return total / mass.sum((-2, -1)).clamp_min(torch.finfo(matrix.dtype).tiny)
+    if on_host(matrix):
+        size = matrix.abs() if bool(matrix.amin() < 0) else matrix
+        mean = torch.bmm(torch.bmm(a[:, None, :], size), b[..., None]).view(-1)
+        if bool(torch.isfinite(mean).all()):
+            return mean
+    size = matrix.abs()
+    forbidden = size == torch.inf
+    total = torch.bmm(torch.bmm(a[:, None, :], size.masked_fill_(forbidden, 0)), b[..., None]).view(-1)
+    mass = (a[..., :, None] * b[..., None, :]).masked_fill_(forbidden, 0).sum((-2, -1))
+    return total / mass.clamp_min_(torch.finfo(matrix.dtype).tiny)
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -77,6 +77,26 @@ def stack_padded(matrices: Sequence[Tensor]) -> Tensor:
     return torch.stack([_padded(matrix, m, n) for matrix in matrices])
 
 
+def cat_padded(stacks: Sequence[Tensor]) -> Tensor:
+    """`stack_padded` of stacks (B_i, m_i, n_i) of costs: (B, m, n)."""
+    if len(stacks) == 1:
+        return stacks[0]
+    m, n = max(x.shape[-2] for x in stacks), max(x.shape[-1] for x in stacks)
+    return torch.cat([_padded(stack, m, n) for stack in stacks])
+
+
+def cat_weights(weights: Sequence[Tensor | None], shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor | None:
+    """`stack_weights` of stacks: (B_i, m_i) or None, where `shapes` are (B_i, m_i)."""
+    most = max(size for _, size in shapes)
+    if all(w is None for w in weights) and min(size for _, size in shapes) == most:
+        return None
+    parts = [
+        like.new_full(shape, 1 / shape[1]) if w is None else w.to(like)
+        for w, shape in zip(weights, shapes, strict=True)
+    ]
+    return torch.cat([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts])
+
+
 def stack_weights(weights: Sequence[Tensor | None], sizes: Sequence[int], like: Tensor) -> Tensor | None:
     """(B, m) weights of neurons, 0 for those that are added; None where all are uniform and nothing is added.
 
@@ -92,21 +112,21 @@ def stack_weights(weights: Sequence[Tensor | None], sizes: Sequence[int], like: 
     return torch.stack([torch.nn.functional.pad(row, (0, most - len(row))) for row in rows])
 
 
-def without_padding(result: OTResult, index: int, m: int, n: int) -> OTResult:
-    """One problem's solution out of a padded batch's."""
+def without_padding(result: OTResult, index: int | slice, m: int, n: int) -> OTResult:
+    """The solutions of one problem, or of some, out of a padded batch's."""
     one = result[index]
-    one.plan = one.plan[:m, :n].contiguous()
+    one.plan = one.plan[..., :m, :n].contiguous()
     if one.potentials is not None:
         f, g = one.potentials
-        one.potentials = f[:m].contiguous(), g[:n].contiguous()
+        one.potentials = f[..., :m].contiguous(), g[..., :n].contiguous()
     return one
 
 
 def _padded(matrix: Tensor, m: int, n: int) -> Tensor:
-    rows, columns = m - matrix.shape[0], n - matrix.shape[1]
+    rows, columns = m - matrix.shape[-2], n - matrix.shape[-1]
     # Without a gradient: what nobody is matched with has none.
     if rows:
-        matrix = torch.cat([matrix, matrix[-1:].detach().expand(rows, -1)])
+        matrix = torch.cat([matrix, matrix[..., -1:, :].detach().expand(*matrix.shape[:-2], rows, -1)], -2)
     if columns:
-        matrix = torch.cat([matrix, matrix[:, -1:].detach().expand(-1, columns)], 1)
+        matrix = torch.cat([matrix, matrix[..., -1:].detach().expand(*matrix.shape[:-1], columns)], -1)
     return matrix
