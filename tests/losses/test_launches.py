@@ -13,41 +13,12 @@ from hf_reprot.ot import kernels
 from hf_reprot.ot.moments import RunningMoments
 
 # What starts nothing on a device: views, memory, questions.
-_FREE = set(
-    [
-        "view",
-        "_unsafe_view",
-        "t",
-        "transpose",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-        "slice",
-        "select",
-        "detach",
-        "alias",
-        "as_strided",
-        "permute",
-        "split",
-        "unbind",
-        "split_with_sizes",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "diagonal",
-        "lift_fresh",
-        "_reshape_alias",
-        "is_same_size",
-        "device",
-        "promote_types",
-        "is_contiguous",
-        "size",
-        "stride",
-        "layout",
-        "is_pinned",
-    ]
-)
+_NAMES = """
+    view _unsafe_view t transpose expand unsqueeze squeeze slice select detach alias as_strided permute split unbind
+    split_with_sizes empty empty_like empty_strided new_empty diagonal lift_fresh _reshape_alias is_same_size device
+    promote_types is_contiguous size stride layout is_pinned
+"""
+_FREE = set(_NAMES.split())
 _READS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_assert_async"}
 
 
