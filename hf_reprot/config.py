@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
 from .losses.baselines import FEATURE_LOSSES
-from .losses.combinations import OT_COSTS, OT_METHODS, WITH_AUTO_LAYERS, WITH_GAUSSIAN, WITH_LEARNED_COST
+from .losses.combinations import (
+    OT_COSTS,
+    OT_METHODS,
+    WITH_AUTO_LAYERS,
+    WITH_GAUSSIAN,
+    WITH_LEARNED_COST,
+    selection_needs,
+)
 from .losses.gaussian import TEACHER_MASS
 from .losses.transport import DEAD_NEURONS
-from .ot.cost import COSTS
-from .ot.solve import DIFFERENTIABLE_WEIGHTS, SOLVED
 from .utils.messages import check_choice
+from .utils.settings import setting as _setting
+from .utils.settings import weight_counts, weights_of_terms
 
 POSITIONS = ("pooled", "all")
 TOKENS = ("auto", "class", "patches", "all")
 KD_METHODS = ("kl", "dkd")
 SELECT_BY = ("task", "transport")
-_RIVAL_WEIGHTS = ("feature_weight", "dkd_alpha", "dkd_beta", "delta_weight", "bss_weight")
-
-
-def _setting(default: Any, help: str, **metadata: Any) -> Any:
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: default.copy(), metadata={"help": help, **metadata})
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
@@ -100,33 +100,56 @@ class OTTransferConfig(TrainingArguments):
             (`hf_reprot.data.dataset_columns.find_columns`).
     """
 
-    task_weight: float = _setting(1.0, "Weight of the student's own loss on the labels; 0 trains without labels.")
+    task_weight: float = _setting(
+        1.0, "Weight of the student's own loss on the labels; 0 trains without labels.", term="task"
+    )
     ot_weight: float | None = _setting(
-        None, "Weight of the transport term; left out: 10 where the teacher knows the student's task, or else 1."
+        None,
+        "Weight of the transport term; left out: 10 where the teacher knows the student's task, or else 1.",
+        term="transport (weighted mean over the matched layers)",
+        needs="layers",
     )
     ot_warmup_steps: float = _setting(
-        0, "Steps over which the transport weight rises linearly from 0; below 1: a share of all steps."
+        0, "Steps over which the transport weight rises linearly from 0; below 1: a share of all steps.", of_loss=True
     )
-    kd_weight: float = _setting(0.0, "Weight of logit distillation (KL at kd_temperature).")
-    kd_temperature: float = _setting(2.0, "Temperature of logit distillation.")
-    l2sp_weight: float = _setting(0.0, "Weight of ||w - w0||^2 to the weights that training starts from (L2-SP).")
+    kd_weight: float = _setting(0.0, "Weight of logit distillation (KL at kd_temperature).", term="KL", needs="logits")
+    kd_temperature: float = _setting(2.0, "Temperature of logit distillation.", of_loss=True)
+    l2sp_weight: float = _setting(
+        0.0,
+        "Weight of ||w - w0||^2 to the weights that training starts from (L2-SP).",
+        term="squared distance from the weights at the start",
+    )
 
     feature_loss: str | None = _setting(
         None,
         "A feature loss on the layer pairs, beside transport or, with ot_weight 0, instead of it.",
         choices=list(FEATURE_LOSSES),
+        of_loss=True,
     )
-    feature_weight: float = _setting(1.0, "Weight of feature_loss.")
+    feature_weight: float = _setting(
+        1.0,
+        "Weight of feature_loss.",
+        term="{feature_loss} (weighted mean over the matched layers)",
+        needs="layers",
+        only_with="feature_loss",
+    )
     kd_method: str = _setting(
-        "kl", 'Logit distillation: "kl", or "dkd" (decoupled; needs labels).', choices=list(KD_METHODS)
+        "kl", 'Logit distillation: "kl", or "dkd" (decoupled; needs labels).', choices=list(KD_METHODS), of_loss=True
     )
-    dkd_alpha: float = _setting(1.0, "Weight of the label's part of decoupled distillation.")
-    dkd_beta: float = _setting(8.0, "Weight of the other classes' part of decoupled distillation.")
+    dkd_alpha: float = _setting(1.0, "Weight of the label's part of decoupled distillation.", of_loss=True)
+    dkd_beta: float = _setting(8.0, "Weight of the other classes' part of decoupled distillation.", of_loss=True)
     delta_weight: float = _setting(
-        0.0, "Weight of the distance to the pretrained feature maps (DELTA); the student starts as the teacher's copy."
+        0.0,
+        "Weight of the distance to the pretrained feature maps (DELTA); the student starts as the teacher's copy.",
+        term="squared distance from the teacher's feature maps",
+        needs="layers",
     )
-    bss_weight: float = _setting(0.0, "Weight of batch spectral shrinkage of the student's last representation.")
-    bss_k: int = _setting(1, "Smallest singular values that batch spectral shrinkage penalises.")
+    bss_weight: float = _setting(
+        0.0,
+        "Weight of batch spectral shrinkage of the student's last representation.",
+        term="squares of the bss_k smallest singular values of the features",
+    )
+    bss_k: int = _setting(1, "Smallest singular values that batch spectral shrinkage penalises.", of_loss=True)
 
     layer_pairs: list[str] = _setting(
         ["last"],
@@ -231,7 +254,7 @@ class OTTransferConfig(TrainingArguments):
             self.layer_pairs = [self.layer_pairs]
         if not self.layer_pairs:
             raise ValueError('layer_pairs is empty: give "last", "stages" or a list of student=teacher paths')
-        for name in ("task_weight", "ot_weight", "kd_weight", "l2sp_weight", "ot_warmup_steps", *_RIVAL_WEIGHTS):
+        for name in (*weights_of_terms(type(self)), "ot_warmup_steps", "dkd_alpha", "dkd_beta"):
             if name != "ot_weight" or self.ot_weight is not None:
                 self._check_number(name, low=0)
         self._check_number("kd_temperature", low=0, open_low=True)
@@ -260,7 +283,7 @@ class OTTransferConfig(TrainingArguments):
             raise ValueError(f"ot_debiased needs ot_method='sinkhorn', got ot_method={self.ot_method!r}")
         if self.ot_positions == "all" and self.ot_tokens == "class":
             raise ValueError("ot_tokens='class' is one sample an image: it goes with ot_positions='pooled'")
-        self._check_rivals()
+        self._check_baselines()
         self._check_selection()
         self._check_auto_layers()
         if self.task_weight == self.ot_weight == self.kd_weight == 0 and not self.uses_feature_loss:
@@ -274,7 +297,7 @@ class OTTransferConfig(TrainingArguments):
         if not math.isfinite(value) or value < low or (open_low and value == low):
             raise ValueError(f"{name} must be a finite number {legal} {low}, got {value}")
 
-    def _check_rivals(self) -> None:
+    def _check_baselines(self) -> None:
         self._check_number("bss_k", low=1)
         check_choice("kd_method", self.kd_method, KD_METHODS)
         if self.kd_method == "dkd" and self.kd_weight > 0 and self.task_weight == 0:
@@ -302,13 +325,9 @@ class OTTransferConfig(TrainingArguments):
             return
         if not (k > 0 and math.isfinite(k)) or (k >= 1 and k != int(k)):
             raise ValueError(f"select_k must be a whole number of neurons or a share between 0 and 1, got {k}")
-        refused = {
-            "ot_method": DIFFERENTIABLE_WEIGHTS if self.select_by == "transport" else SOLVED,
-            "ot_cost": COSTS,
-            "ot_weight": (self.ot_weight,) if self.uses_transport else ("a number above 0",),
-            "plan_momentum": (0,) if self.select_by == "transport" else (self.plan_momentum,),
-            "ot_positions": ("pooled",) if self.select_by == "task" else (self.ot_positions,),
-        }
+        refused = selection_needs(self.select_by)
+        if not self.uses_transport:
+            refused["ot_weight"] = ("a number above 0",)
         for name, legal in refused.items():
             if getattr(self, name) not in legal:
                 raise ValueError(
@@ -339,7 +358,11 @@ class OTTransferConfig(TrainingArguments):
     @property
     def compares_layers(self) -> bool:
         """Whether a term compares the student's layers with a teacher's."""
-        return self.uses_transport or self.delta_weight > 0 or self.uses_feature_loss
+        return any(self.takes_part(name) for name in weights_of_terms(type(self), needs="layers"))
+
+    def takes_part(self, weight: str) -> bool:
+        """Whether the term with this weight takes part."""
+        return weight_counts(type(self), weight, vars(self))
 
     @property
     def layer_positions(self) -> str:
@@ -366,21 +389,6 @@ class OTTransferConfig(TrainingArguments):
                     f"{choice} does not go with {name}={getattr(self, name)!r} ({reason}): set {name} to "
                     f"{' or '.join(map(repr, legal))}, or {otherwise}"
                 )
-
-    def transport_settings(self) -> dict[str, Any]:
-        """The keyword arguments of `RepresentationTransport` that these settings describe."""
-        return {
-            "cost": "sqeuclidean" if self.ot_cost == "learned" else self.ot_cost,  # what the batch is measured by
-            "standardize": self.ot_standardize,
-            "method": self.ot_method,
-            "relative_epsilon": self.ot_relative_epsilon,
-            "epsilon": self.ot_epsilon,
-            "debiased": self.ot_debiased,
-            "tolerance": self.ot_tolerance,
-            "max_iterations": self.ot_max_iterations,
-            "dead_neurons": self.ot_dead_neurons,
-            "global_batch": self.ot_global_batch,
-        }
 
     @classmethod
     def transfer_fields(cls) -> list[str]:

@@ -105,6 +105,8 @@ class OTTransferTrainer(DataTrainer):
 
     # Each term is the mean of its micro-batch: the Trainer divides by the number of accumulation steps.
     loss_is_scaled_for_ga = False
+    model: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -285,7 +287,8 @@ class OTTransferTrainer(DataTrainer):
         Divided by `num_items_in_batch`, as documented, its sum over micro-batches is the mean; without a look at the
         number, the loss is taken for a mean over its micro-batch.
         """
-        given, reads, share = self.compute_loss_func, Reads(items), self.shares.present
+        given: Any = self.compute_loss_func
+        reads, share = Reads(items), self.shares.present
         self.compute_loss_func = reads.watching(given)
         try:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)

@@ -104,7 +104,7 @@ class AutoLayers:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The plans and which of the student's layers take part, for a checkpoint; empty before the first plan."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for i, plan in enumerate(self.plans):
             state |= {f"{_PREFIX}{i}.plan": plan.plan, f"{_PREFIX}{i}.cost": plan.cost}
         if self.plans:
@@ -128,7 +128,7 @@ class AutoLayers:
         for i, theirs in enumerate(self.teacher_layers):
             plan, cost = (state.get(f"{_PREFIX}{i}.{part}") for part in ("plan", "cost"))
             known = plan is not None and tuple(plan.shape) == (len(names), len(theirs))
-            if not known or not set(names) <= set(self.student_layers):
+            if plan is None or cost is None or not known or not set(names) <= set(self.student_layers):
                 raise ValueError(
                     'layer_pairs="auto": the checkpoint holds a plan between other layers: resume with the student and '
                     "the teachers that it was written with, or start a new run"

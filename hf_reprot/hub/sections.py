@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from ..config import OTTransferConfig
+from ..utils.settings import settings_of_loss, weight_counts, weights_of_terms
 from .facts import ModelFacts
 from .foreign import url_of
 from .licenses import License
@@ -29,11 +30,6 @@ from .markdown import (
 from .paper import _paper
 from .record import Job, RunRecord
 
-# What a loss weight or a term's own setting is called in the record; the rest of `transfer` describes the transport.
-_LOSS_SETTINGS = (
-    *("task_weight", "ot_weight", "ot_warmup_steps", "kd_weight", "kd_temperature", "l2sp_weight"),
-    *("feature_loss", "feature_weight", "kd_method", "dkd_alpha", "dkd_beta", "delta_weight", "bss_weight", "bss_k"),
-)
 _SHOWN = 20  # classes of a teacher
 _PROBLEMS = {
     "multi_label_classification": " (several labels a sample: each by its own yes or no)",
@@ -188,27 +184,26 @@ def _head_sentence(record: RunRecord) -> str:
 
 def loss_formula(record: RunRecord) -> str:
     """The loss, with the terms that took part."""
-    weight = record.transfer.get
-    terms = ["task_weight * task"] if weight("task_weight") else []
-    if transports(record):
-        terms.append("ot_weight * transport (weighted mean over the matched layers)")
-    if weight("kd_weight"):
-        decoupled = ", label and other classes apart" if weight("kd_method") == "dkd" else ""
-        terms.append(f"kd_weight * {_DIVERGENCES.get(record.problem_type or '', _KL)}{decoupled}")
-    if weight("l2sp_weight"):
-        terms.append("l2sp_weight * squared distance from the weights at the start")
-    if weight("feature_loss") and weight("feature_weight"):
-        terms.append(f"feature_weight * {code(weight('feature_loss'))} (weighted mean over the matched layers)")
-    if weight("delta_weight"):
-        terms.append("delta_weight * squared distance from the teacher's feature maps")
-    if weight("bss_weight"):
-        terms.append("bss_weight * squares of the bss_k smallest singular values of the features")
+    terms = []
+    for weight, said in weights_of_terms(OTTransferConfig).items():
+        if not record.transfer.get(weight) or not weight_counts(OTTransferConfig, weight, record.transfer):
+            continue
+        if said.get("needs") == "layers" and not record.pairs:
+            continue
+        text = said["term"].format_map({name: code(str(value)) for name, value in record.transfer.items()})
+        terms.append(f"{weight} * {_divergence(record) if weight == 'kd_weight' else text}")
     return f"`loss = {' + '.join(terms)}`"
+
+
+def _divergence(record: RunRecord) -> str:
+    """What is compared of the logits: it follows from what the student's outputs are."""
+    decoupled = ", label and other classes apart" if record.transfer.get("kd_method") == "dkd" else ""
+    return f"{_DIVERGENCES.get(record.problem_type or '', _KL)}{decoupled}"
 
 
 def split_settings(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the loss and of the transport."""
-    loss = {name: record.transfer[name] for name in _LOSS_SETTINGS if name in record.transfer}
+    loss = {name: record.transfer[name] for name in settings_of_loss(OTTransferConfig) if name in record.transfer}
     rest = {n: v for n, v in record.transfer.items() if n not in loss and n not in _UNSEEN_SETTINGS}
     if not record.layer_plans:  # nothing was searched for
         rest = {n: v for n, v in rest.items() if not n.startswith("layer_")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ot.cost import COSTS
-from ..ot.solve import METHODS
+from ..ot.solve import DIFFERENTIABLE_WEIGHTS, METHODS, SOLVED
 
 OT_COSTS = (*COSTS, "learned")
 OT_METHODS = (*METHODS, "gaussian")
@@ -32,3 +32,14 @@ WITH_AUTO_LAYERS = {
     "feature_loss": ((None,), "its projectors belong to pairs that stay"),
     "delta_weight": ((0,), "DELTA pairs each layer with its own copy"),
 }
+
+
+def selection_needs(by: str) -> dict[str, tuple]:
+    """The legal values of other settings where teacher neurons are selected.
+
+    Args:
+        by: What the selection is learned from: "task" or "transport".
+    """
+    if by == "transport":
+        return {"ot_method": DIFFERENTIABLE_WEIGHTS, "ot_cost": COSTS, "plan_momentum": (0,)}
+    return {"ot_method": SOLVED, "ot_cost": COSTS, "ot_positions": ("pooled",)}

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -101,7 +102,7 @@ def _used(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _saved(student: nn.Module) -> set[int]:
+def _saved(student: Any) -> set[int]:
     """Memory of the tensors that saving the student writes."""
     from peft import get_peft_model_state_dict  # an optional dependency
 
@@ -114,7 +115,7 @@ def _saved(student: nn.Module) -> set[int]:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() + tensor.storage_offset() * tensor.element_size()
+    return tensor.untyped_storage().data_ptr() + int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _moves(module: nn.Module, name: str, buffer: Tensor, saved: set[int]) -> bool:
@@ -145,7 +146,7 @@ def _shortest(student: nn.Module, path: str) -> str:
     return ".".join(segments)
 
 
-def _in_checkpoint(student: nn.Module, name: str, tensor: Tensor) -> bool:
+def _in_checkpoint(student: Any, name: str, tensor: Tensor) -> bool:
     """Whether the checkpoint that the base model was loaded from holds a parameter with the values that it has."""
     if getattr(core(student)[0], "weights_from", None) == "scratch":
         return False

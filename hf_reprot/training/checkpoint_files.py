@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,7 +109,7 @@ def check_writable(folder: str | os.PathLike) -> None:
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=str(folder)) as file:
             file.write(b"0")
             file.flush()
     except OSError as error:
@@ -249,7 +250,8 @@ def load_weights_strictly(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     try:
-        loaded, report = type(model).from_pretrained(
+        kind: Any = type(model)
+        loaded, report = kind.from_pretrained(
             folder,
             config=model.config,
             output_loading_info=True,

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.training_args import ParallelMode
 
 from ..cache.teacher import CachedTeacher
@@ -185,7 +184,7 @@ def _shares_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None) ->
 _TORCHRUN = "`torchrun --nproc_per_node N script.py --use_cpu`"
 
 
-def check_launch(trainer: Trainer) -> None:
+def check_launch(trainer: Any) -> None:
     """Compares what the launcher, the settings and accelerate say about a run.
 
     Raises:
@@ -214,7 +213,7 @@ def check_launch(trainer: Trainer) -> None:
         raise ValueError("l2sp_weight needs whole parameters on every process: it does not go with FSDP or DeepSpeed")
 
 
-def _check_processes(trainer: Trainer) -> None:
+def _check_processes(trainer: Any) -> None:
     world, seen = int(os.environ.get("WORLD_SIZE", "1")), trainer.accelerator.num_processes
     if world != seen or trainer.args.world_size != seen:
         raise ValueError(

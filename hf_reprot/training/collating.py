@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ def default_collator(
         return collator_for_images(processing_class, args, student, train, evaluation, own_loss=own_loss)
     if isinstance(processing_class, PreTrainedTokenizerBase):
         pad = pad_token_of(teachers[0].model) if teachers else 0
-        return TeacherTokenCollator(DataCollatorWithPadding(processing_class), pad)
+        return TeacherTokenCollator(cast(Any, DataCollatorWithPadding(processing_class)), pad)
     if processing_class is None:
         check_prepared(args, train)
     return None
@@ -83,7 +83,7 @@ def collator_for_images(
             break
     if found is None:
         return None
-    columns = {"augmentation": augmentation, "image_column": found.image, "label_column": found.label}
+    columns: dict[str, Any] = {"augmentation": augmentation, "image_column": found.image, "label_column": found.label}
     needed = args.task_weight > 0 and not own_loss and train is not None
     if needed:
         check_label(found, student, args.task_weight)

@@ -32,6 +32,7 @@ class DataTrainer(KeptTrainer):
     teachers: Sequence[Teacher]
     classes: ClassNames
     head: FittedHead | None = None
+    _signature_columns: Any
 
     @property
     def class_notes(self) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ class DataTrainer(KeptTrainer):
         known = self._signature_columns is not None
         super()._set_signature_columns_if_needed()
         if not known:
-            own = list(self._signature_columns or ())
+            own: list[str] = list(self._signature_columns or ())
             taken = [name for teacher in self.teachers for name in forward_parameters(teacher.model)[0]]
             read = [c for c in getattr(self.data_collator, "input_columns", ()) if c]
             self._signature_columns = [*own, *(TEACHER_PREFIX + name for name in (*own, *taken)), *read]

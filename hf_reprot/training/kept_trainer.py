@@ -39,6 +39,8 @@ class KeptTrainer(Trainer):
 
     _paper = _paper  # read by cards of the stock trainer
     args: OTTransferConfig
+    hub_model_id: Any
+    push_in_progress: Any
     transfer: TransferObjective
     teacher_metrics: dict[int, dict[str, float]] | None = None
     foreign_evaluations: tuple[dict[str, Any], ...] = ()
@@ -160,8 +162,8 @@ class KeptTrainer(Trainer):
             HubError: no network, no token, a token that may only read, ...: one line.
         """
         if self.is_world_process_zero():
-            self.hub_model_id: str | None = self.publisher.make_repository(token, private)
-            self.push_in_progress: Any = None
+            self.hub_model_id = self.publisher.make_repository(token, private)
+            self.push_in_progress = None
 
     def push_to_hub(  # type: ignore[override]  # a future where it does not block
         self,
@@ -192,8 +194,14 @@ class KeptTrainer(Trainer):
                 self.init_hf_repo(token=token, private=private)
             return str(self.hub_model_id)
 
-        said = {"revision": revision, "private": private, "token": token}
-        return self.publisher.push(repository, commit_message=commit_message, blocking=blocking, **said)
+        return self.publisher.push(
+            repository,
+            commit_message=commit_message,
+            blocking=blocking,
+            revision=revision,
+            private=private,
+            token=token,
+        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The checkpoint is whole; then its student is pushed in the background, where a push is due."""

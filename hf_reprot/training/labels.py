@@ -46,7 +46,7 @@ def problem_of(model: nn.Module, labels: Tensor | None = None) -> str | None:
     Returns:
         None where it depends on labels that are not at hand.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+    base = _base(model)  # PEFT
     config = getattr(base, "config", None)
     stated = getattr(config, "problem_type", None)
     kind = getattr(base, "loss_type", None)
@@ -61,9 +61,14 @@ def problem_of(model: nn.Module, labels: Tensor | None = None) -> str | None:
     return MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
 
 
+def _base(model: Any) -> Any:
+    """The model inside an adapter (PEFT)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def stated_problem(model: nn.Module) -> str | None:
     """What a model says itself that its outputs are; None where only labels or nothing would tell."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     kind = getattr(base, "loss_type", None)
     if kind is None:
         return getattr(getattr(base, "config", None), "problem_type", None)
@@ -118,7 +123,7 @@ class LabelRule:
     @classmethod
     def of(cls, student: nn.Module, names: Sequence[str]) -> LabelRule | None:
         """The rule of a student; None where its loss is not known."""
-        base = student.get_base_model() if hasattr(student, "get_base_model") else student
+        base = _base(student)
         count, kind = class_count(base), getattr(base, "loss_type", None)
         if count is None or kind not in (*_FOLLOW, *_TOKENS) or (kind in _TOKENS and count == 1):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class GradientGuard:
         self._streak.record(lost.reshape(1))
         if self._streak.reached():
             self._stop(gradients)
-        if not sharded and _skips_by_flag(optimizer):
+        if not sharded and optimizer is not None and _skips_by_flag(optimizer):
             _skip_next_step(optimizer, lost)
         elif lost:
             for parameter in model.parameters():
@@ -72,12 +73,12 @@ class GradientGuard:
         )
 
 
-def _skips_by_flag(optimizer: Optimizer | None) -> bool:
+def _skips_by_flag(optimizer: Optimizer) -> bool:
     # A fused SGD with momentum leaves its buffers unset where the very first step is skipped.
     return isinstance(optimizer, Adam | AdamW) and all(group.get("fused") for group in optimizer.param_groups)
 
 
-def _skip_next_step(optimizer: Adam | AdamW, flag: Tensor) -> None:
+def _skip_next_step(optimizer: Any, flag: Tensor) -> None:
     """The fused kernels leave weights, moments and the count of steps alone where `found_inf` is not 0."""
     optimizer.found_inf = flag
 

@@ -168,7 +168,7 @@ class Publisher:
     def push_checkpoint(
         self,
         folder: Path,
-        repository: str | None,
+        repository: str,
         record: RunRecord,
         plans: Sequence[Tensor | None],
         state: TrainerState,
@@ -214,16 +214,18 @@ class Publisher:
         job = self._client.run_as_future(pushed)
         if running is None or running.is_done():
             running = PushInProgress()
-        running.jobs.append(job)
+        jobs: Any = running.jobs
+        jobs.append(job)
         return running
 
     @staticmethod
     def report_failures(running: PushInProgress | None) -> None:
         """Says in the log that a background push failed: training goes on, and the next push sends everything."""
-        for job in list(running.jobs) if running is not None else ():
+        jobs: Any = running.jobs if running is not None else []
+        for job in list(jobs):
             if job.done() and not job.cancelled() and job.exception() is not None:
                 logger.warning("A push in the background failed: %s. The next one sends everything", job.exception())
-                running.jobs.remove(job)
+                jobs.remove(job)
 
     def _private(self, private: bool | None) -> bool | None:
         return self.args.hub_private_repo if private is None else private

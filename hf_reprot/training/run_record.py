@@ -189,10 +189,10 @@ def _pair_facts(trainer: Any) -> list[PairFacts]:
         drawn = set(sorted(drawn, key=lambda i: -pairs[i].weight)[:_PLAN_PICTURES])
     facts = []
     for i, pair in enumerate(pairs):
-        widths = tuple(plans[i].shape) if i < len(plans) else (None, None)
+        ours, theirs = tuple(plans[i].shape) if i < len(plans) else (None, None)
         share = trainer.transfer.shares[i]
         picture = PLAN.format(i + 1) if i in drawn else None
-        facts.append(PairFacts(pair.student, pair.teacher, pair.teacher_index, share, *widths, picture))
+        facts.append(PairFacts(pair.student, pair.teacher, pair.teacher_index, share, ours, theirs, picture))
     return facts
 
 

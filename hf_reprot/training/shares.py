@@ -108,7 +108,7 @@ class Shares:
         if processes > 1:
             dist.all_reduce(whole)
         shares = (counts * (len(batches) * processes) / whole.clamp_min(1)).float()
-        return [Share(*row, e) for row, e in zip(shares, empty, strict=True)]
+        return [Share(row[0], row[1], e) for row, e in zip(shares, empty, strict=True)]
 
     def _real_samples(self, batches: Sequence[Any]) -> int | None:
         """How many samples of this process's last batch stand there for the first time; None: all, or not known."""
@@ -193,7 +193,8 @@ def _first(batch: Mapping[str, Any], count: int, size: int) -> Mapping[str, Any]
             return {name: cut(inner) for name, inner in value.items()}
         return value[:count] if isinstance(value, list | tuple) and len(value) == size else value
 
-    return type(batch)({name: cut(value) for name, value in batch.items()})
+    kind: Any = type(batch)
+    return kind({name: cut(value) for name, value in batch.items()})
 
 
 def _normalises_batches(model: nn.Module) -> bool:

@@ -59,17 +59,15 @@ class TeacherLogits:
         self.names = list(names)
         self.weights = list(weights)
         self.classes = list(classes)
-        self.count = count
+        self.count = count or 0
         self._loss: PartialDistillation | None = None
         self._heard: list[int] = []
-        known = [None if c is None else sorted(k for k in c if k is not None) for c in self.classes]
+        known = [[k for k in c or () if k is not None] for c in self.classes]
         # Teachers whose neurons are not matched on all samples.
-        self.gated = [i for i, c in enumerate(known) if c and len(c) < (count or 0) and samples[i] == "own"]
-        self._knows = (
-            torch.stack([torch.zeros(count).index_fill(0, torch.tensor(known[i]), 1.0) for i in self.gated])
-            if self.gated
-            else None
-        )
+        self.gated = [i for i, c in enumerate(known) if c and len(c) < self.count and samples[i] == "own"]
+        self._knows = torch.zeros(len(self.gated), self.count)  # 1 where a gated teacher knows a class
+        for row, i in enumerate(self.gated):
+            self._knows[row, known[i]] = 1.0
         problem = problem_of(student) if student is not None else None
         check_settings(config, problem)
         if config.kd_weight > 0:
@@ -91,16 +89,17 @@ class TeacherLogits:
             inputs: The batch; its labels are read where they take part.
             labelled: Whether labels take part: without the task's own loss, they do not.
         """
-        if self._loss is None:
-            self._build(student_logits.shape[-1], teacher_logits, self._problem(inputs, labelled))
+        loss = self._loss or self._build(student_logits.shape[-1], teacher_logits, self._problem(inputs, labelled))
+        if loss is None:
+            raise ValueError("kd_weight is above 0 but no teacher has logits to learn from: set kd_weight=0")
         labels = None
         if self.config.kd_method == "dkd":
             labels = labels_of(inputs, "kd_method='dkd'", "kd_method='kl'")
-        elif labelled and any(self._loss.partial):
+        elif labelled and any(loss.partial):
             labels = inputs.get("labels")
-        output = self._loss(student_logits, [teacher_logits[i] for i in self._heard], labels)
+        output = loss(student_logits, [teacher_logits[i] for i in self._heard], labels)
         logs = {"kd_loss": output.loss.detach()}
-        apart = len(self.names) > 1 or any(self._loss.partial)
+        apart = len(self.names) > 1 or any(loss.partial)
         for name, value in output.logs.items():
             part, _, number = name.partition("/")
             if not number:
@@ -131,10 +130,10 @@ class TeacherLogits:
             for row, i in enumerate(self.gated):
                 weights[i] = knows[row]
             return weights
-        if self._loss is None:
-            self._build(self.count, teacher_logits, SINGLE_LABEL)
-        if len(self._heard) > 1 and teacher_logits[self._heard[0]].dim() == 2:
-            heard = self._loss.heard([teacher_logits[i].detach().float() for i in self._heard])
+        loss = self._loss or self._build(self.count, teacher_logits, SINGLE_LABEL)
+        found = [logits for logits in (teacher_logits[i] for i in self._heard) if logits is not None]
+        if loss is not None and len(found) > 1 and found[0].dim() == 2:
+            heard = loss.heard([logits.detach().float() for logits in found])
             for row, i in enumerate(self._heard):
                 weights[i] = heard[row] if i in self.gated else None
         return weights
@@ -144,7 +143,8 @@ class TeacherLogits:
         labels = inputs.get("labels")
         labels = labels if isinstance(labels, Tensor) else None
         problem = problem_of(self.student, labels if labelled else None) if self.student is not None else SINGLE_LABEL
-        if problem is None:  # no labels take part: what the teachers say, or the labels that are there
+        if problem is None and self.student is not None:
+            # No labels take part: what the teachers say, or the labels that are there.
             told = [asked for i, asked in enumerate(self._asked) if asked is not None and self.classes[i] != []]
             problem = told[0] if told else problem_of(self.student, labels)
         return problem or SINGLE_LABEL
@@ -158,17 +158,17 @@ class TeacherLogits:
                     "configs to what they were trained for"
                 )
 
-    def _build(self, count: int, logits: Sequence[Tensor | None], problem: str) -> None:
+    def _build(self, count: int, logits: Sequence[Tensor | None], problem: str) -> PartialDistillation | None:
+        """Makes the loss of the teachers that are heard; None where none is, and kd_weight is 0."""
         check_settings(self.config, problem)
         if self.config.kd_weight > 0:
             self._check_teachers(problem)
         self._heard = [i for i, z in enumerate(logits) if z is not None and self.outputs(i, count) is not None]
         if self.config.kd_weight == 0:  # their logits only say how sure they are: those of another task do not
-            self._heard = [i for i in self._heard if logits[i].shape[-1] == self.outputs(i, count)]
-            if not self._heard:
-                return
+            widths = [z.shape[-1] if z is not None else None for z in logits]
+            self._heard = [i for i in self._heard if widths[i] == self.outputs(i, count)]
         if not self._heard:
-            raise ValueError("kd_weight is above 0 but no teacher has logits to learn from: set kd_weight=0")
+            return None
         config = self.config
         loss: nn.Module = LogitDistillation(config.kd_temperature, problem)
         if config.kd_method == "dkd":
@@ -180,6 +180,7 @@ class TeacherLogits:
             loss=loss,
             global_batch=config.ot_global_batch,
         )
+        return self._loss
 
 
 def known_classes(student: nn.Module, teachers: Sequence[Teacher], distils: bool) -> list[list[int | None] | None]:

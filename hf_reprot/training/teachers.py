@@ -17,6 +17,7 @@ from ..features.pairs import LayerPair, match_pairs
 from ..losses.collective import merge_over_processes
 from ..models.teacher import Teacher
 from ..ot.moments import PairMoments
+from ..utils.settings import weights_of_terms
 
 # What a mapping in `teacher_model` may hold beside the teacher's own id.
 SETTINGS = ("weight", "classes", "layers", "samples", "dtype", "preprocessing", "resize", "license")
@@ -36,9 +37,9 @@ def load_teachers(teacher_model: Any, args: OTTransferConfig, student: nn.Module
     """
     sources = teacher_model if isinstance(teacher_model, list | tuple) else [teacher_model]
     sources = [source for source in sources if source is not None]
-    if not sources and (args.compares_layers or args.kd_weight > 0):
-        weights = ("ot_weight", "kd_weight", *(("feature_weight",) if args.feature_loss else ()), "delta_weight")
-        given = ", ".join(f"{name}={getattr(args, name)}" for name in weights)
+    asking = [w for n in ("layers", "logits") for w in weights_of_terms(type(args), needs=n) if args.takes_part(w)]
+    if not sources and asking:
+        given = ", ".join(f"{name}={getattr(args, name)}" for name in asking)
         raise ValueError(f"{given} ask for a teacher: give teacher_model, or set all of them to 0")
     options = {"dtype": args.teacher_dtype, "init_kwargs": args.teacher_model_init_kwargs or {}, "student": student}
     teachers = [Teacher.load(source, **options | settings) for source, settings in map(_taken_apart, sources)]
@@ -70,7 +71,8 @@ def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
     for key in given:
         if key not in known:
             raise ValueError(f"preprocessing of a teacher: {key!r} is not known (legal: {', '.join(known)})")
-    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Preprocessing(**settings)
 
 
 def teacher_names(teachers: Sequence[Teacher]) -> list[str]:
@@ -104,7 +106,7 @@ def pairs_of_teachers(args: OTTransferConfig, student: nn.Module, teachers: Sequ
                 )
             pairs += left
     for i in own:
-        found = match_pairs(teachers[i].layers, student, [models[i]], positions=args.layer_positions)
+        found = match_pairs(teachers[i].layers or (), student, [models[i]], positions=args.layer_positions)
         pairs += [dataclasses.replace(pair, teacher_index=i) for pair in found]
     return sorted(pairs, key=lambda pair: pair.teacher_index) if own else pairs
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ class LearnedCostTransport(TransportTerm):
         if given is None:
             return {}
         pairs = self.layers.pairs
-        fitted = [given] * len(pairs) if isinstance(given, nn.Module) else list(given)
+        fitted: list[Any] = [given] * len(pairs) if isinstance(given, nn.Module) else list(given)
         if len(fitted) != len(pairs):
             raise ValueError(f"learned_cost has {len(fitted)} costs for {len(pairs)} layer pairs: give one for each")
         costs = [neuron_cost_of(cost) for cost in fitted]
@@ -134,12 +135,13 @@ class LearnedCostTransport(TransportTerm):
         with unchanged_generators(), as_in_training(loop.model):
             for inputs in loop.batches(self.config.cost_fit_steps):
                 batch = loop.observe(inputs)
-                tables = self.layers.neurons(batch.student, batch.teachers, batch.inputs)
-                parts.append([(s.float(), t.float()) for s, t in tables])
+                sides = self.layers.neurons(batch.student, batch.teachers, batch.inputs)
+                parts.append([(s.float(), t.float()) for s, t in sides])
         if not parts:
             raise ValueError("ot_cost='learned' needs training data to learn from, and the data loader gave no batch")
         most = _MOST_SAMPLES // world_size()
-        return [_finite_rows(*map(torch.cat, zip(*pair, strict=True)), most) for pair in zip(*parts, strict=True)]
+        tables = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in zip(*parts, strict=True)]
+        return [_finite_rows(student, teacher, most) for student, teacher in tables]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Costs and plans; empty before anything was learned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class SelectiveTransport(TransportTerm):
         return {"selection": nn.ModuleList(self.selections)}
 
     def _count(self, width: int, path: str) -> int:
-        asked = self.config.select_k
+        asked = self.config.select_k or 0
         count = max(1, round(asked * width)) if asked < 1 else int(asked)
         if count >= width:
             raise ValueError(
@@ -93,7 +94,8 @@ class SelectiveTransport(TransportTerm):
         """The neurons of each teacher layer that lead at the moment, or have been chosen, in ascending order."""
         found = {}
         for (index, path), module in zip(self.teacher_layers, self.selections, strict=True):
-            over = bool((module.chosen >= 0).all())
-            best = module.chosen if over else module.scores.detach().topk(module.k).indices.sort().values
+            chosen: Any = module.chosen
+            over = bool((chosen >= 0).all())
+            best = chosen if over else module.scores.detach().topk(module.k).indices.sort().values
             found[path if index == 0 else f"{path}@{index}"] = best.tolist()
         return found

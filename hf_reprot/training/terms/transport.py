@@ -149,7 +149,7 @@ class TransportTerm(Term):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The carried moments."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for i, running in enumerate(self.running or ()):
             state |= {f"running.{i}.{name}": value for name, value in running.state_dict().items()}
         return state
@@ -166,7 +166,18 @@ def transport_of(config: OTTransferConfig) -> RepresentationTransport | Gaussian
     """The transport loss that the settings describe."""
     if config.ot_method == "gaussian":
         return GaussianTransport(config.ot_relative_epsilon, config.ot_teacher_mass, config.ot_global_batch)
-    return RepresentationTransport(**config.transport_settings())
+    return RepresentationTransport(
+        cost="sqeuclidean" if config.ot_cost == "learned" else config.ot_cost,  # what the batch is measured by
+        standardize=config.ot_standardize,
+        method=config.ot_method,
+        relative_epsilon=config.ot_relative_epsilon,
+        epsilon=config.ot_epsilon,
+        debiased=config.ot_debiased,
+        tolerance=config.ot_tolerance,
+        max_iterations=config.ot_max_iterations,
+        dead_neurons=config.ot_dead_neurons,
+        global_batch=config.ot_global_batch,
+    )
 
 
 def warmed_up(config: OTTransferConfig, step: int, steps: int) -> float:
