@@ -159,7 +159,7 @@ def recorded(model: nn.Module, layers: list[str], images: Tensor) -> tuple[dict[
     """Layers of one pass without gradients, and the pass's output."""
     taps = Taps(model, layers)
     try:
-        with torch.no_grad(), taps.armed():
+        with torch.no_grad(), taps.recording():
             output = model(images)
         return taps.take(), output
     finally:

@@ -68,10 +68,10 @@ class Step:
         labels = torch.randint(10, (self.batch,), device=device)
         with torch.autocast(device, torch.bfloat16, enabled=self.options.bfloat16):
             begin = self._now()
-            with torch.no_grad(), self.teacher_taps.armed():
+            with torch.no_grad(), self.teacher_taps.recording():
                 self.teacher(images)
             taught = self._now()
-            with self.student_taps.armed():
+            with self.student_taps.recording():
                 loss = functional.cross_entropy(self.student(images), labels)
         theirs, ours = self.teacher_taps.take(), self.student_taps.take()
         before = self._now()

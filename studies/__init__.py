@@ -1,4 +1,4 @@
-"""The three jobs against their rivals, and the method against its own controls, on one grid that anyone can run again.
+"""The three jobs against baselines, and the method against its own controls, on one grid that anyone can run again.
 
     python -m studies studies/distil.yaml
 

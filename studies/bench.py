@@ -296,7 +296,7 @@ def _outputs(model: nn.Module, pixels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     taps, features, logits = Taps(model, [layer]), [], []
     with evaluating(model):
         for x in pixels.split(_BATCH):
-            with taps.armed():
+            with taps.recording():
                 logits.append(_logits(model(x)))
             activation = taps.take()[layer]
             features.append(pair_neurons(activation, activation, positions="pooled", tokens="auto")[0])

@@ -56,7 +56,7 @@ METHODS: dict[str, Method] = {
     "student alone, its rate tuned": Method(("learning_rate", 3e-3), _ALONE),
     "logits": Method(("kd_weight", 5.0), _ALONE | _LOGITS),
     "logits, DKD": Method(("kd_weight", 1.0), _ALONE | _LOGITS | {"kd_method": "dkd"}),
-    # the rivals on features
+    # the baselines on features
     "FitNet": _feature("fitnet", 50.0),
     "attention transfer": _feature("attention", 200.0, maps=True),
     "neuron selectivity": _feature("nst", 20.0, maps=True),

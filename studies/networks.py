@@ -65,7 +65,7 @@ class Remembered(nn.Module):
         return Remembered(self.table[order], self.logits[order], f"{self.title}, rolled")
 
     def forward(self, index: Tensor) -> Tensor:
-        if index.is_floating_point():  # the made-up images, on which a trainer looks at widths
+        if index.is_floating_point():  # the dummy images, on which a trainer looks at widths
             index = torch.arange(len(index)) % len(self.table)
         maps = self.maps(self.table[index])
         self.features(maps.mean((-2, -1)) if maps.ndim == 4 else maps)

@@ -99,7 +99,7 @@ def neurons_at_positions(model: nn.Module, layer: str, images: Tensor) -> Tensor
     taps, maps = Taps(model, [layer]), []
     with evaluating(model):
         for x in images.split(50):
-            with taps.armed():
+            with taps.recording():
                 model(x)
             maps.append(taps.take()[layer].tensor.permute(0, 2, 3, 1))
     taps.close()

@@ -76,7 +76,7 @@ class RememberedTexts(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         length = LENGTH
-        if index.ndim == 2:  # made-up texts, on which a trainer looks at widths
+        if index.ndim == 2:  # dummy texts, on which a trainer looks at widths
             index, length = torch.arange(len(index)), index.shape[1]
         self.tokens(self.table(index).unflatten(1, (LENGTH, self.width))[:, :length].float())
         return self.logits[index]
@@ -160,7 +160,7 @@ def _means(model: PreTrainedModel, layer: str, texts: Dataset, tokenizer):
     taps, means = Taps(model, [layer]), []
     with evaluating(model):
         for batch in batches(texts, tokenizer):
-            with taps.armed():
+            with taps.recording():
                 model(**batch)
             means.append(pooled_neurons(taps.take()[layer], tokens="patches", mask=batch["attention_mask"]))
     taps.close()

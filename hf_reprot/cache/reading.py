@@ -85,7 +85,7 @@ class Reader:
         taken = self.teacher.inputs_for(inputs, self.preprocessing)
         if not self.columns:
             self.columns = [own if (own := TEACHER_PREFIX + name) in batch else name for name in taken]
-        with torch.no_grad(), self.taps.armed():
+        with torch.no_grad(), self.taps.recording():
             logits = self.teacher(taken)
         caught = self.taps.take()
         mask = inputs.get("teacher_attention_mask", inputs.get("attention_mask"))

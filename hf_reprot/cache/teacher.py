@@ -108,7 +108,7 @@ class CachedTaps:
         self.teacher, self.names = teacher, list(names)
 
     @contextlib.contextmanager
-    def armed(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Nothing has to be recorded."""
         yield
 
@@ -117,7 +117,7 @@ class CachedTaps:
         caught, self.teacher._caught = self.teacher._caught, {}
         return {name: caught[name] for name in self.names}
 
-    def hang(self) -> None:
+    def register(self) -> None:
         """There are no hooks."""
 
     def close(self) -> None:

@@ -259,7 +259,7 @@ def _collect(
     for start in track(range(0, len(images), batch_size), description="reading images", transient=True):
         batch = _square(images[start : start + batch_size], models).to(device)
         for side, (model, tap) in enumerate(zip(models, taps, strict=True)):
-            with torch.no_grad(), tap.armed():
+            with torch.no_grad(), tap.recording():
                 model(model.inputs_for({"pixel_values": batch}, pixels))
             caught = tap.take()
             if positions == "pooled":  # once a layer, not once a pair of layers: whole maps need not be kept

@@ -37,7 +37,7 @@ from ..trainer import OTTransferTrainer
 from ..utils.running import accuracy, quiet
 
 IMAGE = 16
-EARLIER = 5  # a student with weights was trained on the digits below this before
+EARLIER = 5  # a pretrained student was trained on the digits below this before
 
 METHODS: dict[str, dict[str, Any]] = {
     "no transfer": {"ot_weight": 0.0},
@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fixed random pairing": {"ot_weight": 2.0, "ot_method": "random"},
     "transport": {"ot_weight": 2.0},
 }
-STARTS = ("new", "with weights")
+STARTS = ("new", "pretrained")
 KEPT = ("new", "transport")  # the student that is saved
 
 
@@ -144,7 +144,7 @@ def run_demo(
         for seed in range(seeds):
             few = Subset(data["train"], _balanced(data["train"].labels, labels, seed))
             for start in STARTS:
-                student = _student(seed) if start == "new" else _student_with_weights(run, data["train"], seed, steps)
+                student = _student(seed) if start == "new" else _pretrained_student(run, data["train"], seed, steps)
                 for method, settings in methods.items():
                     title = f"seed {seed}, {start}: {method}"
                     trainer = run(copy.deepcopy(student), few, seed, steps, settings, title, teacher)
@@ -251,7 +251,7 @@ def _student(seed: int, classes: int = 10) -> torch.nn.Module:
     )
 
 
-def _student_with_weights(run: _Run, data: _Pixels, seed: int, steps: int) -> torch.nn.Module:
+def _pretrained_student(run: _Run, data: _Pixels, seed: int, steps: int) -> torch.nn.Module:
     """A student that learnt a related task before: the digits 0 to 4, with all their labels. Its head is new."""
     earlier = _student(1000 + seed, classes=EARLIER)
     some = Subset(data, (data.labels < EARLIER).nonzero().flatten().tolist())

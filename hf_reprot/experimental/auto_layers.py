@@ -180,7 +180,7 @@ class AutoLayersTransport(TransportTerm):
         for teacher, names in zip(self.teachers, self.auto.teacher_layers, strict=True):
             taps, parts = Taps(teacher.model, names), []
             for inputs in self._batches:
-                with torch.no_grad(), taps.armed(), loop.autocast():
+                with torch.no_grad(), taps.recording(), loop.autocast():
                     teacher(teacher.inputs_for(dict(inputs), self.preprocessing))
                 mask = inputs.get("teacher_attention_mask", inputs.get("attention_mask"))
                 parts.append(pooled_tables(taps.take(), names, self.config.ot_tokens, mask))
@@ -204,7 +204,7 @@ class AutoLayersTransport(TransportTerm):
 
     def _reached_layers(self, loop: TrainingLoop) -> list[str]:
         taps = Taps(loop.student, self.auto.student_layers)
-        with unchanged_generators(), as_in_training(loop.student), torch.enable_grad(), taps.armed():
+        with unchanged_generators(), as_in_training(loop.student), torch.enable_grad(), taps.recording():
             loop.student(**columns_of_student(self._batches[0], loop.label_names))
         reached = taps.reached()
         taps.close()
@@ -216,7 +216,7 @@ class AutoLayersTransport(TransportTerm):
         with unchanged_generators(), as_in_training(student):
             torch.manual_seed(loop.seed)
             for inputs in self._batches:
-                with torch.no_grad(), taps.armed(), loop.autocast():
+                with torch.no_grad(), taps.recording(), loop.autocast():
                     student(**columns_of_student(inputs, loop.label_names))
                 parts.append(pooled_tables(taps.take(), names, self.config.ot_tokens, inputs.get("attention_mask")))
         taps.close()

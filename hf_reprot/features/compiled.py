@@ -34,7 +34,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def as_written() -> Iterator[None]:
-    """Compiled models run uncompiled inside: hooks that were hung since they were compiled fire."""
+    """Compiled models run uncompiled inside: hooks that were registered since they were compiled fire."""
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and loading it takes seconds
         yield
         return

@@ -302,7 +302,7 @@ def match_layers(
         for batch in batches:
             for side, inputs in enumerate(batch if isinstance(batch, tuple) else (batch, batch)):
                 models[side].eval()
-                with torch.no_grad(), taps[side].armed():
+                with torch.no_grad(), taps[side].recording():
                     models[side](**inputs) if isinstance(inputs, Mapping) else models[side](inputs)
                 mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
                 parts[side].append(pooled_tables(taps[side].take(), names[side], tokens, mask))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,10 @@ __all__ = ["Activation", "Taps", "pair_maps", "pair_neurons", "pooled_neurons"]
 
 
 class _Store:
-    """What the hooks of one `Taps` fill while armed."""
+    """What the hooks of one `Taps` fill while it records."""
 
     def __init__(self) -> None:
-        self.armed = False
+        self.recording = False
         self.dropout = WithoutDropout()
         self.clear()
 
@@ -48,13 +49,13 @@ class _Hook:
 
 class _OutputHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self.store.armed:
+        if self.store.recording:
             _record(self.store, self.name, first_tensor(output))
 
 
 class _InputHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.store.armed:
+        if self.store.recording:
             tensor = first_tensor(args if args else kwargs)
             _record(self.store, self.name, self.store.dropout.clean(tensor))
 
@@ -63,12 +64,12 @@ class _HeadHook(_Hook):
     """Says that what follows is the head."""
 
     def __call__(self, *_: Any) -> None:
-        self.store.dropout.in_head = self.store.armed
+        self.store.dropout.in_head = self.store.recording
 
 
 class _GridHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        if self.store.armed:
+        if self.store.recording:
             self.store.grids[self.name] = tuple(output.shape[-2:])
 
 
@@ -81,9 +82,9 @@ def _record(store: _Store, name: str, tensor: Tensor | None) -> None:
 
 
 class Taps:
-    """Records the outputs (or inputs) of named layers, for the forward passes made while armed.
+    """Records the outputs (or inputs) of named layers, for the forward passes made inside `recording()`.
 
-    Hang the taps on the bare model, before it is wrapped in DDP or FSDP or compiled: the wrapped model fires them. They
+    Register taps on the bare model, before it is wrapped in DDP or FSDP or compiled: the wrapped model fires them. They
     change nothing in the model's outputs and keep nothing of a pass that was not asked for: evaluation, and the
     second forward of activation checkpointing, which runs in the backward, pass by unrecorded.
 
@@ -104,7 +105,7 @@ class Taps:
         >>> from hf_reprot.features.taps import Taps
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> taps = Taps(model, ["1"])
-        >>> with taps.armed():
+        >>> with taps.recording():
         ...     _ = model(torch.randn(5, 4))
         >>> taps.take()["1"].tensor.shape
         torch.Size([5, 3])
@@ -128,22 +129,22 @@ class Taps:
             name: (layer.path, layer.at_input) in reading and self._tokens[name].class_token is not None
             for name, layer in self._names.items()
         }
-        self.hang()
+        self.register()
 
-    def hang(self) -> None:
-        """Puts the hooks on the model, where they are not; taps hang from the start, and again after `close`."""
+    def register(self) -> None:
+        """Registers the hooks where they are not: they are from the start, and again after `close`."""
         if self._handles:
             return
         modules = modules_by_path(self.model)
         for name, layer in self._names.items():
-            self._hang(name, layer, modules)
+            self._register(name, layer, modules)
         self._drops = any(layer.at_input for layer in self._names.values())
         if self._drops:
-            self._hang_at_head(modules)
+            self._register_at_head(modules)
         for path in sorted({tokens.embedding for tokens in self._tokens.values() if tokens.embedding}):
             self._handles.append(modules[path].register_forward_hook(_GridHook(self._store, path)))
 
-    def _hang(self, name: str, layer: LayerName, modules: dict[str, nn.Module]) -> None:
+    def _register(self, name: str, layer: LayerName, modules: dict[str, nn.Module]) -> None:
         module = modules[layer.path]
         if not layer.at_input:
             hook = _OutputHook(self._store, name)
@@ -156,7 +157,7 @@ class Taps:
             part = _called_part(part, first=True)
             self._handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _hang_at_head(self, modules: dict[str, nn.Module]) -> None:
+    def _register_at_head(self, modules: dict[str, nn.Module]) -> None:
         try:
             path = LayerName.parse(last_layer(self.model, "all")).path
         except ValueError:
@@ -165,25 +166,30 @@ class Taps:
         self._handles.append(module.register_forward_hook(_HeadHook(self._store, path)))
 
     @contextlib.contextmanager
-    def armed(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Records the forward pass made inside; what an earlier one left is forgotten.
 
-        After `close`, the hooks are hung for this pass alone, and a compiled model runs as it is written: its code was
-        made without them.
+        After `close`, the hooks are registered for this pass alone, and a compiled model runs as it is written: its
+        code was made without them.
         """
         store = self._store
         store.clear()
         with contextlib.ExitStack() as stack:
             if not self._handles:
-                self.hang()
-                stack.callback(self._take_off)
+                self.register()
+                stack.callback(self._remove)
                 stack.enter_context(as_written())
-            yield from self._recording()
+            yield from self._one_pass()
 
-    def _recording(self) -> Iterator[None]:
+    def armed(self) -> contextlib.AbstractContextManager[None]:
+        """The former name of `recording`."""
+        warnings.warn("Taps.armed is called Taps.recording now", FutureWarning, stacklevel=2)
+        return self.recording()
+
+    def _one_pass(self) -> Iterator[None]:
         store = self._store
         self._grad = torch.is_grad_enabled()
-        store.armed = True
+        store.recording = True
         try:
             with store.dropout if self._drops and self.model.training else contextlib.nullcontext():
                 yield
@@ -191,7 +197,7 @@ class Taps:
             store.clear()
             raise
         finally:
-            store.armed = False
+            store.recording = False
 
     def reached(self) -> list[str]:
         """The recorded layers that a gradient can reach; to be asked before `take`, which refuses the others."""
@@ -265,10 +271,10 @@ class Taps:
 
     def close(self) -> None:
         """Takes the hooks off the model."""
-        self._take_off()
+        self._remove()
         self._store.clear()
 
-    def _take_off(self) -> None:
+    def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

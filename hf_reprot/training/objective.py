@@ -161,10 +161,10 @@ class TransferObjective:
         self.close()
         self._record()
 
-    def hang(self) -> None:
+    def register(self) -> None:
         """Registers the hooks on both sides for a training run."""
         for taps in (self.student_taps, *self.teacher_taps):
-            taps.hang()
+            taps.register()
 
     def close(self) -> None:
         """Removes every hook from both sides; a pass that is recorded without them registers its own."""
@@ -174,14 +174,14 @@ class TransferObjective:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Records the student's layers during the forward pass made inside."""
-        with self.student_taps.armed():
+        with self.student_taps.recording():
             yield
 
     def teach(self, inputs: Mapping[str, Any]) -> tuple[list[dict[str, Activation]], list[Tensor | None]]:
         """Runs every teacher on the batch: its layers' activations by name, and its logits."""
         layers, logits = [], []
         for teacher, taps in zip(self.teachers, self.teacher_taps, strict=True):
-            with torch.no_grad(), taps.armed():
+            with torch.no_grad(), taps.recording():
                 logits.append(teacher(teacher.inputs_for(dict(inputs), self.preprocessing)))
             layers.append(taps.take())
         return layers, logits

@@ -27,7 +27,7 @@ class TrainingSession:
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Training takes place inside."""
-        self._objective().hang()
+        self._objective().register()
         with contextlib.ExitStack() as self._stack:
             self._stack.callback(lambda: self._objective().close())
             yield

@@ -33,7 +33,7 @@ def adam(loss: Callable[[Tensor], Tensor], shape: torch.Size, steps: int = 300) 
 
 
 def bilevel(A: Tensor, x: Tensor, y: Tensor, plan: Tensor) -> Tensor:
-    """The rival: KL(plan | P_A) with 50 Sinkhorn sweeps in the graph."""
+    """The baseline: KL(plan | P_A) with 50 Sinkhorn sweeps in the graph."""
     log_a, log_b, score = plan.sum(1).log(), plan.sum(0).log(), x @ A @ y.T
     g = torch.zeros_like(log_b)
     for _ in range(50):

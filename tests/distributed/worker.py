@@ -153,7 +153,7 @@ def fully_sharded(folder: Path) -> dict[str, Any]:
 
     def gradients(model, forward, inputs, teacher, transport):
         taps = Taps(model, ["vit.layers.0", "classifier:input"])
-        with taps.armed():
+        with taps.recording():
             output = forward(**inputs)
         neurons = [layer.tensor.flatten(1)[:, :24] for layer in taps.take().values()]
         outs = transport.forward_pairs([(s, teacher) for s in neurons])

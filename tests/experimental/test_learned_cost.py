@@ -91,7 +91,7 @@ def _by_hand(student, teacher, data, regularisation=1.0):
 
     batch = torch.utils.data.default_collate([data[i] for i in range(len(data))])
     taps, teacher_taps = Taps(student, ["classifier:input"]), Taps(teacher, ["classifier:input"])
-    with torch.no_grad(), taps.armed(), teacher_taps.armed():
+    with torch.no_grad(), taps.recording(), teacher_taps.recording():
         student(batch["pixel_values"]), teacher(batch["pixel_values"])
     s, t = (x.take()["classifier:input"].tensor.flatten(1) for x in (taps, teacher_taps))
     return neuron_cost_of(learn_neuron_cost(s, t, regularisation=regularisation)), s, t

@@ -13,7 +13,7 @@ from tests.tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, tr
 
 def capture(model, names, *args, **kwargs):
     taps = Taps(model, names)
-    with torch.no_grad(), taps.armed():
+    with torch.no_grad(), taps.recording():
         output = model(*args, **kwargs)
     taken = taps.take()
     taps.close()
@@ -217,7 +217,7 @@ def test_adapters_keep_their_prefix():
     assert stage_layers(adapted)[-1] == "base_model.model.vit.layers.3"
     assert head_paths(adapted) == ["base_model.model.classifier"]
     taps = Taps(adapted, ["classifier:input", "vit.layers.-1", "layers.0"])
-    with taps.armed():
+    with taps.recording():
         adapted(**batch("ViT"))
     taken = taps.take()
     assert taken["classifier:input"].tensor.shape == (2, 24)

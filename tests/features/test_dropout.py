@@ -20,7 +20,7 @@ DROPPING = ("resnet10t", "mobilenetv3_small_050", "lcnet_050", "hgnetv2_b0", "st
 
 def recorded(model, *args, **kwargs):
     taps = Taps(model, [last_layer(model)])
-    with taps.armed():
+    with taps.recording():
         model(*args, **kwargs)
     (layer,) = taps.take().values()
     taps.close()
@@ -123,7 +123,7 @@ def test_the_model_is_not_changed(form):
     model, bare = Called(form).train(), Called(form).train()
     taps = Taps(model, [last_layer(model)])
     torch.manual_seed(3)
-    with taps.armed():
+    with taps.recording():
         ours = model(IMAGES)
     after = torch.rand(4)
     torch.manual_seed(3)
@@ -165,7 +165,7 @@ def test_a_dropout_of_the_body_stays():
 def test_nothing_is_kept_after_the_pass():
     model = Called("projected").train()
     taps = Taps(model, [last_layer(model)])
-    with taps.armed():
+    with taps.recording():
         model(IMAGES)
     taps.take()
     assert taps._store.dropout.pairs == []
@@ -179,7 +179,7 @@ def test_compiled_models(form):
     taps = Taps(model, [last_layer(model)])
     compiled = torch.compile(model, backend="aot_eager", dynamic=False)
     for step in range(3):
-        with torch._dynamo.config.patch(error_on_recompile=step > 0), taps.armed():
+        with torch._dynamo.config.patch(error_on_recompile=step > 0), taps.recording():
             compiled(IMAGES)
         (layer,) = taps.take().values()
         torch.testing.assert_close(pooled_neurons(layer), without(model, IMAGES))

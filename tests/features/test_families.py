@@ -65,7 +65,7 @@ def test_two_heads_side_by_side_are_fed_side_by_side():
     model = timm.create_model("crossvit_9_240", num_classes=3).train()
     assert head_paths(model) == ["head.0", "head.1"]
     taps, x = Taps(model, [last_layer(model)]), torch.randn(2, 3, 240, 240)
-    with taps.armed():
+    with taps.recording():
         output = model(x)
     assert taps.reached() == ["head:input"]
     both = pooled_neurons(taps.take()["head:input"])
@@ -83,7 +83,7 @@ def test_dinov3_convnext_has_a_grid_behind_its_pooled_token():
     for positions in ("pooled", "all"):
         layer = last_layer(model, positions)
         taps = Taps(model, [layer])
-        with torch.no_grad(), taps.armed():
+        with torch.no_grad(), taps.recording():
             output = model(torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)))
         taken = taps.take()[layer]
         torch.testing.assert_close(taken.tensor, output.last_hidden_state)

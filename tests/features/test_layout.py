@@ -15,7 +15,7 @@ from tests.tiny_models import CONFIGS, TEXT, TIMM, batch, images, timm_model, tr
 
 def capture(model, names, *args, **kwargs):
     taps = Taps(model, names)
-    with torch.no_grad(), taps.armed():
+    with torch.no_grad(), taps.recording():
         model(*args, **kwargs)
     return taps.take()
 
@@ -147,7 +147,7 @@ def test_images_that_are_not_square_and_not_of_the_usual_size():
     model = transformers_model("ViT", "Model")
     with torch.no_grad():
         taps = Taps(model, ["layers.0"])
-        with taps.armed():
+        with taps.recording():
             model(torch.randn(1, 3, 16, 64), interpolate_pos_encoding=True)
     layer = taps.take()["layers.0"]
     assert (layer.tensor.shape[1], layer.prefix, layer.grid) == (17, 1, (2, 8))  # 16 patches, yet not 4 by 4

@@ -39,7 +39,7 @@ def test_records_outputs_and_inputs_of_an_armed_pass_only():
     model = Network()
     taps = Taps(model, ["body", "head:input", "body.0"])
     model(X)
-    with taps.armed():
+    with taps.recording():
         model(X)
     model(2 * X)
     taken = taps.take()
@@ -54,11 +54,11 @@ def test_records_outputs_and_inputs_of_an_armed_pass_only():
 def test_a_pass_that_was_not_taken_or_failed_is_forgotten():
     model = Network()
     taps = Taps(model, ["body"])
-    with taps.armed():
+    with taps.recording():
         model(X)
-    with pytest.raises(RuntimeError), taps.armed():
+    with pytest.raises(RuntimeError), taps.recording():
         model(X[:, :3])
-    with taps.armed():
+    with taps.recording():
         model(2 * X)
     torch.testing.assert_close(taps.take()["body"].tensor, model.body(2 * X))
 
@@ -66,7 +66,7 @@ def test_a_pass_that_was_not_taken_or_failed_is_forgotten():
 def test_nothing_is_kept_after_take():
     model = Network(dropout=0.5)
     taps = Taps(model, ["body", "head:input"])
-    with taps.armed():
+    with taps.recording():
         model(X)
     kept = weakref.ref(taps.take()["body"].tensor)
     assert kept() is None
@@ -83,7 +83,7 @@ def test_outputs_and_gradients_are_those_of_the_bare_model():
     model, bare = Network(), Network()
     bare.load_state_dict(model.state_dict())
     taps = Taps(model, ["body"])
-    with taps.armed():
+    with taps.recording():
         output = model(X)
     (output.sum() + taps.take()["body"].tensor.square().sum()).backward()
     (bare(X).sum() + bare.body(X).square().sum()).backward()
@@ -94,7 +94,7 @@ def test_outputs_and_gradients_are_those_of_the_bare_model():
 def test_the_input_of_a_head_is_taken_before_its_dropout():
     model = Network(dropout=0.5).train()
     taps = Taps(model, ["head:input"])
-    with taps.armed():
+    with taps.recording():
         model(X)
     torch.testing.assert_close(taps.take()["head:input"].tensor, model.body(X))
 
@@ -102,7 +102,7 @@ def test_the_input_of_a_head_is_taken_before_its_dropout():
 def test_text_heads_are_taken_before_their_dropout():
     model = transformers_model("Bert", "ForSequenceClassification", classifier_dropout=0.5).train()
     taps = Taps(model, ["classifier:input", "bert.pooler"])
-    with taps.armed():
+    with taps.recording():
         model(**batch("Bert"))
     taken = taps.take()
     assert torch.equal(taken["classifier:input"].tensor, taken["bert.pooler"].tensor)
@@ -118,7 +118,7 @@ def test_two_calls_of_one_layer_are_an_error():
             return self.layer(self.layer(x))
 
     taps = Taps(model := Twice(), ["layer"])
-    with taps.armed():
+    with taps.recording():
         model(X)
     with pytest.raises(RuntimeError, match="layer was called 2 times"):
         taps.take()
@@ -127,7 +127,7 @@ def test_two_calls_of_one_layer_are_an_error():
 def test_a_layer_that_was_not_called_is_named():
     model = transformers_model("ViT", "ForImageClassification")
     taps = Taps(model, ["vit.layers"])
-    with taps.armed():
+    with taps.recording():
         model(**batch("ViT"))
     with pytest.raises(RuntimeError, match=r"vit\.layers recorded nothing.*ViTForImageClassification"):
         taps.take()
@@ -136,12 +136,12 @@ def test_a_layer_that_was_not_called_is_named():
 def test_a_layer_overwritten_in_place_is_an_error():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
     taps = Taps(model, ["0"])
-    with taps.armed():
+    with taps.recording():
         model(X)
     with pytest.raises(RuntimeError, match="0 was overwritten in place"):
         taps.take()
     taps = Taps(model, ["1"])
-    with taps.armed():
+    with taps.recording():
         model(X)
     torch.testing.assert_close(taps.take()["1"].tensor, model[0](X).relu())
 
@@ -150,15 +150,15 @@ def test_frozen_layers_are_an_error_in_training_only():
     model = Network()
     model.body.requires_grad_(False)
     taps = Taps(model, ["body", "head"])
-    with taps.armed():
+    with taps.recording():
         model(X)
     with pytest.raises(RuntimeError, match=r"no gradient can reach body.*frozen"):
         taps.take()
-    with torch.no_grad(), taps.armed():
+    with torch.no_grad(), taps.recording():
         model(X)
     assert not taps.take()["body"].tensor.requires_grad
     model.requires_grad_(False)  # a teacher, even where someone forgot no_grad
-    with taps.armed():
+    with taps.recording():
         model(X)
     assert set(taps.take()) == {"body", "head"}
 
@@ -166,7 +166,7 @@ def test_frozen_layers_are_an_error_in_training_only():
 def test_reentrant_checkpointing_is_found_out():
     model = Network(checkpointing="reentrant")
     taps = Taps(model, ["body.0"])
-    with taps.armed():
+    with taps.recording():
         model(X.clone().requires_grad_())
     with pytest.raises(RuntimeError, match="reentrant"):
         taps.take()
@@ -180,7 +180,7 @@ def assert_checkpointing_changes_nothing(model, taps, forward, switch):
     results = []
     for checkpointed in (False, True):
         switch(checkpointed)
-        with taps.armed():
+        with taps.recording():
             forward()
         loss = sum(layer.tensor.square().sum() for layer in taps.take().values())
         found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
@@ -230,7 +230,7 @@ def test_a_stage_that_checkpointing_passes_over_is_named():
 
     model = nn.Sequential(Stage(nn.Linear(4, 4)), nn.Linear(4, 2))
     taps = Taps(model, ["0"])
-    with taps.armed():
+    with taps.recording():
         model[1](model[0][0](X))
     with pytest.raises(RuntimeError, match=r"0 recorded nothing.*set_grad_checkpointing.*layer1\.0"):
         taps.take()
@@ -240,8 +240,8 @@ def test_compiled_models_fire_the_taps():
     model = Network(dropout=0.5).train()
     taps = Taps(model, ["body", "head:input"])
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for _ in range(2):  # armed and not, traced and from the cache
-        with taps.armed():
+    for _ in range(2):  # recording and not, traced and from the cache
+        with taps.recording():
             compiled(X)
         taken = taps.take()
         for name in ("body", "head:input"):
@@ -260,7 +260,7 @@ def test_compiled_models_are_not_compiled_again_and_again():
     compiled = torch.compile(model, backend="aot_eager", dynamic=False)
     for step in range(5):
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
-            with taps.armed():
+            with taps.recording():
                 compiled(X)
             taps.take()
             if step > 0:
@@ -274,7 +274,7 @@ def test_compiled_vision_transformer():
     layers = ["vit.layers.1", "vit.layernorm", "classifier:input"]
     taps = Taps(model, layers)
     compiled = torch.compile(model, backend="aot_eager")
-    with taps.armed():
+    with taps.recording():
         output = compiled(**batch("ViT"), output_hidden_states=False)
     taken = taps.take()
     with torch.no_grad():
@@ -288,7 +288,7 @@ def test_compiled_vision_transformer():
 def test_copies_of_the_model_carry_no_taps(copied):
     model = Network()
     taps = Taps(model, ["body", "head:input"])
-    with taps.armed():
+    with taps.recording():
         model(X)
         other = copied(model)  # in the midst of a pass, whose activations must not be copied along
         output = other(X)
@@ -303,7 +303,7 @@ def test_compiled_and_wrapped_names_are_those_of_the_bare_model():
     compiled = torch.compile(model, backend="aot_eager")
     taps = Taps(compiled, ["_orig_mod.body", "module._orig_mod.head:input"])
     assert taps.model is model
-    with taps.armed():
+    with taps.recording():
         compiled(X)
     assert set(taps.take()) == {"_orig_mod.body", "module._orig_mod.head:input"}
 
@@ -333,7 +333,7 @@ def test_an_output_without_a_tensor():
             return self.layer({"size": 3})
 
     taps = Taps(model := Odd(), ["layer"])
-    with taps.armed():
+    with taps.recording():
         model(X)
     with pytest.raises(RuntimeError, match="gave no tensor"):
         taps.take()
@@ -349,7 +349,7 @@ def test_inputs_given_by_name():
             return self.head(input=x)
 
     taps = Taps(model := Named(), ["head:input"])
-    with torch.no_grad(), taps.armed():
+    with torch.no_grad(), taps.recording():
         model(X)
     assert taps.take()["head:input"].tensor is X
 
@@ -357,6 +357,6 @@ def test_inputs_given_by_name():
 def test_inference_mode():
     model = Network()
     taps = Taps(model, ["body"])
-    with torch.inference_mode(), taps.armed():
+    with torch.inference_mode(), taps.recording():
         model(X)
     assert taps.take()["body"].tensor.shape == (5, 6)

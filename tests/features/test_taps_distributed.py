@@ -19,7 +19,7 @@ LAYERS = ["vit.layers.1", "classifier:input"]
 
 
 def loss_of(forward, taps, inputs):
-    with taps.armed():
+    with taps.recording():
         output = forward(**inputs)
     taken = taps.take()
     assert list(taken) == LAYERS

@@ -1,4 +1,4 @@
-"""The rival losses a second time, from their papers, in plain loops over numbers."""
+"""The baseline losses a second time, from their papers, in plain loops over numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rivals of transport: values against a second implementation, gradients, what they are blind to, errors."""
+"""The baselines of transport: values against a second implementation, gradients, what they are blind to, errors."""
 
 import math
 

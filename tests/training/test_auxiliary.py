@@ -54,9 +54,9 @@ def _by_hand(student, teacher, projector, data, steps, size):
     optimizer = torch.optim.SGD(parameters, lr=1e-2)
     for step in range(steps):
         batch = torch.utils.data.default_collate([data[i] for i in range(step * size, (step + 1) * size)])
-        with taps.armed():
+        with taps.recording():
             task = student(**batch).loss
-        with torch.no_grad(), teacher_taps.armed():
+        with torch.no_grad(), teacher_taps.recording():
             teacher(batch["pixel_values"])
         s, t = taps.take()["classifier:input"].tensor, teacher_taps.take()["classifier:input"].tensor
         optimizer.zero_grad()

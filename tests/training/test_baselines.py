@@ -69,7 +69,7 @@ def test_the_value_of_the_first_step(tmp_path, name, positions):
     sides = []
     for model, layer in zip((reference, teacher), pair.split("="), strict=True):
         taps = Taps(model, [layer])
-        with torch.no_grad(), taps.armed():
+        with torch.no_grad(), taps.recording():
             model(first_batch()["pixel_values"])
         sides.append(taps.take()[layer])
         taps.close()
@@ -206,7 +206,7 @@ def test_delta_is_the_distance_of_maps(tmp_path):
     sides = []
     for model in (student, teacher):
         taps = Taps(model, [pair.student])
-        with torch.no_grad(), taps.armed():
+        with torch.no_grad(), taps.recording():
             model.eval()(first_batch()["pixel_values"])
         sides.append(taps.take()[pair.student].tensor.flatten(2))
         taps.close()
@@ -225,7 +225,7 @@ def test_shrinkage_needs_no_teacher(tmp_path):
     )
     trainer.train()
     taps = Taps(reference, ["classifier:input"])
-    with torch.no_grad(), taps.armed():
+    with torch.no_grad(), taps.recording():
         reference(inputs["pixel_values"])
     expected = BatchSpectralShrinkage(2)(taps.take()["classifier:input"].tensor).loss.item()
     entry = training_logs(trainer)[0]
@@ -283,7 +283,7 @@ def test_identity_of_unequal_widths_matters_to_transport_only(tmp_path):
 
 
 def test_a_projector_without_known_widths(tmp_path):
-    """A student whose inputs cannot be made up before training."""
+    """A student whose inputs are not known before training."""
     student = vit()
     student.main_input_name = "something_else"
     with pytest.raises(ValueError, match="feature_loss='fitnet' has a projector"):

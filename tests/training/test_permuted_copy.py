@@ -62,7 +62,7 @@ def test_through_the_taps(make):
     layers = []
     for model in (student, teacher):
         taps = Taps(model, [layer])
-        with torch.no_grad(), taps.armed():
+        with torch.no_grad(), taps.recording():
             model(images)
         layers.append(taps.take()[layer])
         taps.close()
@@ -98,7 +98,7 @@ def test_through_the_trainer(tmp_path, make):
     trainer.train()
     assert training_logs(trainer)[0]["ot_loss"] == pytest.approx(0, abs=1e-5)
     taps = Taps(teacher, [layer])
-    with torch.no_grad(), taps.armed():
+    with torch.no_grad(), taps.recording():
         teacher(inputs[0])
     (activation,) = taps.take().values()
     _assert_recovered(trainer.transfer.plans[0], order, pair_neurons(activation, activation, positions="all")[1])

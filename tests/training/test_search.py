@@ -21,7 +21,7 @@ def made_by_init(folder, **settings):
 
 
 def test_a_student_from_model_init_is_trained_like_any_other(tmp_path):
-    """Its taps are hung anew, and building them draws no random numbers."""
+    """Its hooks are registered anew, and building them draws no random numbers."""
     torch.manual_seed(42)
     given = make_trainer(tmp_path, model=with_dropout(), plan_momentum=0.9)
     torch.manual_seed(42)

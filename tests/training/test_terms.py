@@ -66,9 +66,9 @@ def _by_hand(student, teacher, data, settings):
     transport, distillation = RepresentationTransport(), LogitDistillation(2.0)
     total = 0.0
     for micro in data:
-        with taps.armed():
+        with taps.recording():
             outputs = student(**micro)
-        with torch.no_grad(), teacher_taps.armed():
+        with torch.no_grad(), teacher_taps.recording():
             logits = teacher(micro["pixel_values"]).logits
         s, t = taps.take()["classifier:input"].tensor, teacher_taps.take()["classifier:input"].tensor
         loss = outputs.loss + settings["ot_weight"] * transport(s.flatten(1), t.flatten(1)).loss
