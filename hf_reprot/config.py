@@ -9,15 +9,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .losses import combinations
 from .losses.baselines import FEATURE_LOSSES
-from .losses.combinations import (
-    OT_COSTS,
-    OT_METHODS,
-    WITH_AUTO_LAYERS,
-    WITH_GAUSSIAN,
-    WITH_LEARNED_COST,
-    selection_needs,
-)
 from .losses.gaussian import TEACHER_MASS
 from .losses.transport import DEAD_NEURONS
 from .utils.messages import check_choice
@@ -178,7 +171,7 @@ class OTTransferConfig(TrainingArguments):
         "sinkhorn",
         'How neurons are matched: "sinkhorn", "proximal", "exact"; "gaussian" (the best rotation of one set of neurons '
         'onto the other, see `GaussianTransport`); or a control: "identity", "random", "independent".',
-        choices=list(OT_METHODS),
+        choices=list(combinations.OT_METHODS),
     )
     ot_teacher_mass: str = _setting(
         "variance",
@@ -189,7 +182,7 @@ class OTTransferConfig(TrainingArguments):
         "sqeuclidean",
         'Ground cost between two neurons; or "learned" (experimental): which neurons go together is learned from the '
         "first batches by inverse transport, before the first step, and frozen.",
-        choices=list(OT_COSTS),
+        choices=list(combinations.OT_COSTS),
     )
     cost_fit_steps: int = _setting(
         16, 'Batches that ot_cost="learned" is learned from, before the first step (at most one pass over the data).'
@@ -271,13 +264,13 @@ class OTTransferConfig(TrainingArguments):
             raise ValueError(f"plan_momentum must lie in [0, 1), got {self.plan_momentum}")
         check_choice("ot_positions", self.ot_positions, POSITIONS)
         check_choice("ot_tokens", self.ot_tokens, TOKENS)
-        check_choice("ot_method", self.ot_method, OT_METHODS)
+        check_choice("ot_method", self.ot_method, combinations.OT_METHODS)
         check_choice("ot_teacher_mass", self.ot_teacher_mass, TEACHER_MASS)
-        check_choice("ot_cost", self.ot_cost, OT_COSTS)
+        check_choice("ot_cost", self.ot_cost, combinations.OT_COSTS)
         if self.ot_cost == "learned":
-            self._check_company("ot_cost='learned'", WITH_LEARNED_COST, "ot_cost='sqeuclidean'")
+            self._check_company("ot_cost='learned'", combinations.WITH_LEARNED_COST, "ot_cost='sqeuclidean'")
         if self.ot_method == "gaussian":
-            self._check_company("ot_method='gaussian'", WITH_GAUSSIAN, "ot_method='sinkhorn'")
+            self._check_company("ot_method='gaussian'", combinations.WITH_GAUSSIAN, "ot_method='sinkhorn'")
         check_choice("ot_dead_neurons", self.ot_dead_neurons, DEAD_NEURONS)
         if self.ot_debiased and self.ot_method != "sinkhorn":
             raise ValueError(f"ot_debiased needs ot_method='sinkhorn', got ot_method={self.ot_method!r}")
@@ -325,9 +318,8 @@ class OTTransferConfig(TrainingArguments):
             return
         if not (k > 0 and math.isfinite(k)) or (k >= 1 and k != int(k)):
             raise ValueError(f"select_k must be a whole number of neurons or a share between 0 and 1, got {k}")
-        refused = selection_needs(self.select_by)
-        if not self.uses_transport:
-            refused["ot_weight"] = ("a number above 0",)
+        refused = combinations.selection_needs(self.select_by)
+        refused |= {} if self.uses_transport else {"ot_weight": ("a number above 0",)}
         for name, legal in refused.items():
             if getattr(self, name) not in legal:
                 raise ValueError(
@@ -380,7 +372,7 @@ class OTTransferConfig(TrainingArguments):
             return
         if len(self.layer_pairs) > 1:
             raise ValueError(f'layer_pairs="auto" finds all pairs and stands alone, got {self.layer_pairs}')
-        self._check_company('layer_pairs="auto"', WITH_AUTO_LAYERS, "name the layer pairs")
+        self._check_company('layer_pairs="auto"', combinations.WITH_AUTO_LAYERS, "name the layer pairs")
 
     def _check_company(self, choice: str, company: Mapping[str, tuple[tuple, str]], otherwise: str) -> None:
         for name, (legal, reason) in company.items():
