@@ -145,6 +145,33 @@ def compare(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a student, or of any image model.")],
+    dataset: Annotated[str, typer.Option(help='Labelled images: a hub id, a folder, or "digits".')],
+    teacher: Annotated[list[str] | None, typer.Option(help="Another model beside it; may be repeated.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images at most.")] = None,
+    neighbours: Annotated[int | None, typer.Option(help="k; default: by the numbers of images and classes.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a forward pass.", min=1)] = 32,
+    device: Annotated[str, typer.Option(help="Where the models run.")] = "cpu",
+    output: Annotated[Path | None, typer.Option(help="File for the model's numbers, as JSON.")] = None,
+) -> None:
+    """How good a frozen representation is: k-NN, neighbour purity, linear probe; accuracy where there is a head."""
+    from .commands.evaluate import evaluate_model, evaluation_table
+
+    options = {"split": split, "samples": samples, "neighbours": neighbours, "batch_size": batch_size, "device": device}
+    options |= {"image_column": image_column, "label_column": label_column}
+    found = [evaluate_model(source, dataset, **options) for source in (model, *(teacher or ()))]
+    console.print(evaluation_table(found))
+    for note in [f"{evaluation.model}: {note}" for evaluation in found for note in evaluation.notes]:
+        console.print(note, highlight=False)
+    if output is not None:
+        console.print(f"wrote {found[0].save(output)}", highlight=False)
+
+
+@app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help="A trained student's folder.")],
     repository: Annotated[str | None, typer.Option(help="Repository that the card's examples name.")] = None,

@@ -87,7 +87,10 @@ class OTTransferConfig(TrainingArguments):
         teacher_dtype: Data type in which a teacher is loaded.
         teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
 
-    > Parameters that say what the data are
+    > Parameters that say what the data are and what is measured on them
+
+        evaluate_representation: Evaluations run the teachers, too, and measure frozen representations: `eval_ot_loss`
+            and, with labels, what `hf_reprot.models.probing` does (`eval_knn_accuracy`, ...), of student and teacher.
 
         image_column, label_column: Columns of the raw images and of their labels; left out: found by name and type
             (`hf_reprot.data.dataset_columns.find_columns`).
@@ -229,6 +232,9 @@ class OTTransferConfig(TrainingArguments):
         False, "Spread each teacher's weights over all processes; every forward pass gathers them block by block."
     )
 
+    evaluate_representation: bool | None = _setting(
+        None, "In evaluation, measure the representation: transport, k-NN, linear probe; left out: if task_weight is 0."
+    )
     image_column: str | None = _setting(
         None, "Column of the images; left out: the one of type Image, usual names (image, img, jpg, ...) first."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import has_length
 
 from .cache.checks import cached_teachers, check_data, check_layers
 from .cache.collator import CachedCollator
@@ -25,12 +27,14 @@ from .models.student import as_student
 from .models.teacher import Teacher
 from .training.adapters import check_head, still_modules
 from .training.auxiliary import AuxiliaryModules
+from .training.backbones import check_backbone, evaluated_columns, without_labels
 from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
 from .training.checks import check_batch_size, check_launch, check_pairs, explained_single_samples, settle_ot_weight
 from .training.classes import ClassNames
 from .training.collating import check_not_empty, columns_in_words, default_collator
 from .training.data_trainer import DataTrainer
+from .training.evaluation import RepresentationEvaluation, settle_best_metric
 from .training.non_finite import GradientGuard
 from .training.objective import TransferObjective, logits_of
 from .training.session import TrainingSession
@@ -154,6 +158,7 @@ class OTTransferTrainer(DataTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.label_names = self.label_names or ["labels"]  # a backbone's `forward` names none, and data may have them
         check_launch(self)
         if teacher_features is not None:
             caches = [teacher.cache for teacher in self.teachers if isinstance(teacher, CachedTeacher)]
@@ -169,6 +174,8 @@ class OTTransferTrainer(DataTrainer):
         if hasattr(self.data_collator, "set_epoch"):
             self.add_callback(AugmentationEpoch(self.data_collator))
         self._build_objective()
+        self.representation = RepresentationEvaluation(self)
+        settle_best_metric(self)
         check_data(self)
 
     # ---- construction ----
@@ -180,6 +187,7 @@ class OTTransferTrainer(DataTrainer):
         args, student = self.args, self.student()
         if args.task_weight > 0 or args.kd_weight > 0:
             check_head(student)
+        check_backbone(args, student, self.compute_loss_func)
         self._still = still_modules(student)
         self.classes.settle(student, self.train_dataset, self.eval_dataset, self._label_columns())
         settle_ot_weight(args, student, self.teachers)
@@ -268,7 +276,7 @@ class OTTransferTrainer(DataTrainer):
     def _task_loss(self, model, inputs: Mapping[str, Any], items: Any = None) -> tuple[Tensor | None, Any]:
         labels = [name for name in self.label_names if inputs.get(name) is not None]
         if self.args.task_weight == 0:
-            return None, model(**{name: value for name, value in inputs.items() if name not in self.label_names})
+            return None, model(**without_labels(inputs, self.label_names))
         if not labels and not self.can_return_loss:
             raise ValueError(
                 f"task_weight is {self.args.task_weight} but the batch has no labels (columns of the batch: "
@@ -302,7 +310,18 @@ class OTTransferTrainer(DataTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As in `Trainer`; columns meant for teachers are left out."""
-        return super().prediction_step(model, columns_of_student(inputs), prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        own = evaluated_columns(inputs, self.transfer.student, self.label_names)
+        with self.representation.watching(inputs):
+            return super().prediction_step(model, own, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, dataloader, description, *args, **kwargs):
+        """As in `Trainer`; an evaluation of a run without labels also measures the representation."""
+        run = functools.partial(super().evaluation_loop, dataloader, description, *args, **kwargs)
+        if description != "Evaluation":  # `predict`
+            return run()
+        samples = self.num_examples(dataloader) if has_length(dataloader) else None
+        return self.representation.measured(run, samples, kwargs.get("metric_key_prefix", "eval"))
 
     def current_ot_weight(self) -> float:
         """Weight of the transport term at this step, after the warm-up."""

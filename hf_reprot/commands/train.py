@@ -10,11 +10,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-import timm
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import OTTransferConfig
@@ -22,13 +21,13 @@ from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, find_columns
 from ..data.datasets import load_image_dataset
 from ..data.labels import REGRESSION, SINGLE, label_names, problem_of
-from ..models.head import linear_head
-from ..models.loading import explained
-from ..models.student import create_timm_student, load_student
+from ..models.modules import is_headless
 from ..trainer import OTTransferTrainer
 from ..training.collating import check_label, collator_for_images
 from ..utils.running import accuracy
+from .head import check_head, fit_recipe_head, labelled_data
 from .recipe_file import read_recipe_file
+from .students import is_new, json_object, student_and_processor, teacher_classes
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +69,22 @@ class Recipe:
     fit_head: bool = _setting(
         False, "After training, fit the head to labelled samples, the rest as it is: for task_weight 0."
     )
+    head_dataset: str | None = _setting(
+        None, "Labelled images that the head is fitted to, as dataset; default: those that were trained on."
+    )
+    head_split: str | None = _setting(
+        None, "Split of head_dataset (default: train) or, without one, of dataset that the head is fitted to."
+    )
     head_samples: int | None = _setting(
-        None, "Fit the head to this many of the training samples at most, equal shares of every class."
+        None, "Fit the head to this many of those samples at most, equal shares of every class."
     )
     augmentation: str = _setting("flip", 'Augmentation in training: "none", "flip" or "crop+flip".')
     image_size: int | None = _setting(None, "Height and width that a new timm student is made for.")
+    student_head: bool | None = _setting(
+        None,
+        "Whether the student has a head for classes; default: where a term needs one, the training data have labels, "
+        "or its checkpoint has one. Without, it is a backbone: task_weight 0, kd_weight 0.",
+    )
     student_from_scratch: bool = _setting(False, "Take only the config of a hub student, with new random weights.")
     student_model_args: str | None = _setting(None, "Arguments for timm.create_model of a new student, as JSON.")
     trust_remote_code: bool = _setting(False, "Run code that comes with the student's repository.")
@@ -165,7 +175,14 @@ class RunResult:
 
 @dataclass
 class Prepared:
-    """The student and the data of a recipe; `names` are those of the classes, where there are labels."""
+    """The student and the data of a recipe.
+
+    Attributes:
+        student, processor, collator: The student, its image processor, and what makes batches.
+        train, evaluation: The data.
+        names: What the student's classes are called; None for a backbone, and where only the student knows.
+        labelled: What the head is fitted to, where that is not the training data.
+    """
 
     student: Any
     processor: Any
@@ -173,6 +190,7 @@ class Prepared:
     train: Any
     evaluation: Any
     names: list[str] | None
+    labelled: Any = None
 
 
 def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
@@ -193,25 +211,34 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
         raise ValueError(f"{recipe.dataset} has no split {recipe.train_split!r}: it has {', '.join(data)}")
     train = data[recipe.train_split]
     evaluation = _evaluation_split(data, recipe)
-    found = find_columns(train, config.image_column, config.label_column)
+    own_label = config.label_column if config.task_weight > 0 or config.label_column in train.column_names else None
+    found = find_columns(train, config.image_column, own_label)
     if found is None:
         raise ValueError(f"{recipe.dataset} has no raw images: it has {', '.join(train.column_names)}")
     if config.task_weight > 0:
         check_label(found, None, config.task_weight)
-    names = _class_names(train, found, recipe)
+    labelled, labels = labelled_data(recipe, config, data, found)
+    names = _class_names(train if labelled is None else labelled, labels, recipe)
+    needs_head = config.task_weight > 0 or config.kd_weight > 0 or recipe.fit_head
+    if names is None and config.kd_weight > 0 and is_new(recipe.student):
+        names = teacher_classes(teachers_of(recipe))
     if recipe.max_train_samples is not None and recipe.max_train_samples < len(train):
         train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))
     if evaluation is not None and recipe.max_eval_samples is not None and recipe.max_eval_samples < len(evaluation):
         evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
-    student, processor = _student_and_processor(recipe, names, problem_of(found))
+    student, processor = student_and_processor(recipe, names, problem_of(labels), needs_head=needs_head)
+    check_head(recipe, student)
     collator = collator_for_images(processor, config, student, train, evaluation, augmentation=recipe.augmentation)
-    return Prepared(student, processor, collator, train, evaluation, names)
+    names = None if is_headless(student) else names
+    return Prepared(student, processor, collator, train, evaluation, names, labelled)
 
 
 def build_trainer(recipe: Recipe, config: OTTransferConfig) -> OTTransferTrainer:
     """The trainer of a recipe, checked and ready to train."""
-    prepared = prepare(recipe, config)
-    _check_head(recipe, prepared)
+    return _trainer(recipe, config, prepare(recipe, config))
+
+
+def _trainer(recipe: Recipe, config: OTTransferConfig, prepared: Prepared) -> OTTransferTrainer:
     return OTTransferTrainer(
         model=prepared.student,
         teacher_model=teachers_of(recipe) or None,
@@ -233,10 +260,11 @@ def _metrics(prepared: Prepared) -> Any:
 
 def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
     """Trains, evaluates, saves and, where asked, pushes."""
-    trainer = build_trainer(recipe, config)
+    prepared = prepare(recipe, config)
+    trainer = _trainer(recipe, config, prepared)
     trainer.train(resume_from_checkpoint=_where_to_resume(config))
     if recipe.fit_head:
-        _fit_head(trainer, recipe)
+        fit_recipe_head(trainer, recipe, prepared.labelled)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if metrics:
         trainer.log_metrics("eval", metrics)
@@ -258,25 +286,6 @@ def _where_to_resume(config: OTTransferConfig) -> str | None:
     return asked
 
 
-def _check_head(recipe: Recipe, prepared: Prepared) -> None:
-    if recipe.head_samples is not None and not recipe.fit_head:
-        raise ValueError("head_samples says how many samples the head is fitted to: set fit_head, too")
-    if recipe.fit_head:
-        linear_head(prepared.student)
-        if prepared.names is None:
-            raise ValueError(f"fit_head needs labels, and {recipe.dataset} has none")
-
-
-def _fit_head(trainer: OTTransferTrainer, recipe: Recipe) -> None:
-    """Fits the head; what was trained is saved before, and is not lost with a head that cannot be fitted."""
-    trainer.save_model()
-    try:
-        trainer.fit_head(samples=recipe.head_samples)
-    except ValueError as error:
-        folder = trainer.args.output_dir
-        raise ValueError(f"{error}. The trained student is safe in {folder}, without a fitted head") from error
-
-
 def _class_names(train: Any, found: Columns, recipe: Recipe) -> list[str] | None:
     """What the outputs of the student are called; None where the data do not tell, and the student has to."""
     if found.label is None:
@@ -286,44 +295,9 @@ def _class_names(train: Any, found: Columns, recipe: Recipe) -> list[str] | None
     try:
         return label_names(train, found.label)
     except ValueError:
-        if isinstance(train, Dataset) or _is_new(recipe.student):
+        if isinstance(train, Dataset) or is_new(recipe.student):
             raise
         return None
-
-
-def _is_new(student: str) -> bool:
-    return "/" not in student and not Path(student).exists() and timm.is_model(student)
-
-
-def _student_and_processor(recipe: Recipe, names: Sequence[str] | None, problem: str | None):
-    """The student of a recipe and its image processor.
-
-    Raises:
-        ValueError: neither a timm architecture nor a model on the Hub or on disk.
-    """
-    source = recipe.student
-    if _is_new(source):
-        if names is None:
-            raise ValueError("a new timm student needs labels, for the size of its head: the data set has none")
-        model_args = _json_object("student_model_args", recipe.student_model_args or "{}")
-        size = {} if recipe.image_size is None else {"input_size": [3, recipe.image_size, recipe.image_size]}
-        student = create_timm_student(source, names, pretrained_cfg=size, **model_args)
-        student.config.problem_type = problem
-        return student, _timm_processor(student)
-    trust = recipe.trust_remote_code
-    try:
-        options = {"problem_type": problem} if problem is not None else {}
-        scratch = recipe.student_from_scratch
-        student = load_student(source, names, from_scratch=scratch, trust_remote_code=trust, **options)
-    except ValueError as error:
-        if Path(source).exists():
-            raise
-        near = difflib.get_close_matches(source.split("/")[-1], timm.list_models(), n=3)
-        hint = f" (near: {', '.join(near)})" if near else ""
-        raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
-    repo, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
-    with explained(source, {}, what="student's image processor"):
-        return student, AutoImageProcessor.from_pretrained(repo, revision=revision or None, trust_remote_code=trust)
 
 
 def teachers_of(recipe: Recipe) -> list[str | dict[str, Any]]:
@@ -333,28 +307,15 @@ def teachers_of(recipe: Recipe) -> list[str | dict[str, Any]]:
 
 def _teacher(given: str | dict[str, Any]) -> str | dict[str, Any]:
     """A teacher as the trainer takes it: mappings come as JSON from a command line."""
-    return _json_object("teacher", given) if isinstance(given, str) and given.lstrip().startswith("{") else given
-
-
-def _json_object(name: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be a JSON object such as '{{\"depth\": 6}}', got {text}")
-    return value
-
-
-def _timm_processor(student):
-    from transformers import TimmWrapperImageProcessor
-
-    return TimmWrapperImageProcessor(pretrained_cfg=student.config.pretrained_cfg)
+    return json_object("teacher", given) if isinstance(given, str) and given.lstrip().startswith("{") else given
 
 
 def _evaluation_split(data, recipe: Recipe):
     if recipe.eval_split is not None:
         if recipe.eval_split not in data:
             raise ValueError(f"{recipe.dataset} has no split {recipe.eval_split!r}: it has {', '.join(data)}")
+        if recipe.eval_split == recipe.head_split and recipe.head_dataset is None:
+            raise ValueError(f"the head would be fitted to what it is evaluated on, the split {recipe.eval_split!r}")
         return data[recipe.eval_split]
-    return next((data[name] for name in ("validation", "test") if name in data), None)
+    own = recipe.head_split if recipe.head_dataset is None else None  # what the head is fitted to says nothing of it
+    return next((data[name] for name in ("validation", "test") if name in data and name != own), None)

@@ -189,13 +189,17 @@ def _load(path: str, config: str | None, revision: str | None, title: str) -> Da
 
 
 def _with_columns(data: DatasetDict, source: str, image: str | None, label: str | None) -> DatasetDict:
-    features = features_of(next(iter(data.values()))) or {}
+    features: dict[str, Any] = {}
+    for split in data.values():  # one may have labels, and another none
+        features |= {name: f for name, f in (features_of(split) or {}).items() if name not in features}
     for column in (image, label):
         if column is not None:
             check_column(column, features, source)
     if image is not None and not isinstance(features[image], Image):
         data = _cast_images(data, image, source)
-    found = find_columns(data, image, label)
+    splits = [find_columns(d, image, label if label in (features_of(d) or {}) else None) for d in data.values()]
+    known = [columns for columns in splits if columns is not None]
+    found = next((columns for columns in known if columns.label is not None), next(iter(known), None))
     if found is None:
         raise ValueError(f"{source} has no column of images: it has {table_of(features)}. Name one with image_column")
     if not isinstance(found.image_feature, Image):
@@ -206,7 +210,7 @@ def _with_columns(data: DatasetDict, source: str, image: str | None, label: str 
     if image is None and label is None:
         return data
     chosen = [column for column in (found.image, found.label) if column is not None]
-    return DatasetDict({name: split.select_columns(chosen) for name, split in data.items()})
+    return DatasetDict({n: d.select_columns([c for c in chosen if c in d.features]) for n, d in data.items()})
 
 
 def _cast_images(data: DatasetDict, column: str, source: str) -> DatasetDict:
@@ -220,7 +224,7 @@ def _cast_labels(data: DatasetDict, column: str, source: str) -> DatasetDict:
     """Labels of any kind as classes, numbered alike in all splits."""
     values: set = set()
     for split in data.values():
-        values |= set(split.unique(column))
+        values |= set(split.unique(column)) if column in split.features else set()
     values.discard(None)
     ordered = sorted(values)
     numbers = {value: i for i, value in enumerate(ordered)}
@@ -230,6 +234,8 @@ def _cast_labels(data: DatasetDict, column: str, source: str) -> DatasetDict:
     return DatasetDict(
         {
             name: split.map(number, features=Features(dict(split.features) | {column: classes}))
+            if column in split.features
+            else split
             for name, split in data.items()
         }
     )

@@ -89,6 +89,8 @@ def _image_files(folder: Path) -> list[tuple[Path, str | None]]:
 
 
 def _folder_split(found: Sequence[tuple[Path, str | None]], classes: Sequence[str], folder: Path) -> Dataset:
+    """A split; one without any folder of a class has no labels, whatever the others have."""
+    classes = classes if any(label is not None for _, label in found) else []
     outside = [path for path, label in found if label is None]
     if classes and outside:
         raise ValueError(

@@ -160,10 +160,11 @@ def _last_of_backbone(base: nn.Module, normalised: bool) -> str:
 
 def _last_element(path: str, module: nn.Module) -> str | None:
     """A list is never called: its last element is."""
-    while isinstance(module, nn.ModuleList):
+    while isinstance(module, nn.ModuleList | nn.ModuleDict):
         if len(module) == 0:
             return None
-        path, module = f"{path}.{len(module) - 1}", module[-1]
+        name, module = list(module.named_children())[-1]
+        path = f"{path}.{name}"
     return path
 
 

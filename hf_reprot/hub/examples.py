@@ -12,6 +12,7 @@ _AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "image-segmentation": "AutoModelForSemanticSegmentation",
+    "image-feature-extraction": "AutoModel",
     "audio-classification": "AutoModelForAudioClassification",
 }
 
@@ -42,6 +43,7 @@ def _pipeline(task: str, repo: str) -> str:
     given = {
         "image-classification": '"photo.jpg"',
         "image-segmentation": '"photo.jpg"',
+        "image-feature-extraction": '"photo.jpg"',
         "audio-classification": '"sound.wav"',
     }
     return (
@@ -61,13 +63,18 @@ def _auto(record: RunRecord, repo: str) -> str:
             'logits = model(**tokenizer("A sentence.", return_tensors="pt")).logits'
         )
     if record.task is not None and record.task.startswith("image"):
+        features = record.task == "image-feature-extraction"
+        backbone = record.student.architecture.endswith("Backbone")
+        auto = "AutoBackbone" if backbone else auto
+        last = "feature_maps[-1]" if backbone else "last_hidden_state"
+        answer = f"features = model(**inputs).{last}\nprint(features.shape)"
         return (
             "from PIL import Image\n"
             f"from transformers import AutoImageProcessor, {auto}\n\n"
             f'processor = AutoImageProcessor.from_pretrained("{repo}")\n'
             f'model = {auto}.from_pretrained("{repo}").eval()\n'
             'inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")\n'
-            "logits = model(**inputs).logits\n" + _answer(record, "model.config.id2label")
+            + (answer if features else "logits = model(**inputs).logits\n" + _answer(record, "model.config.id2label"))
         )
     return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{repo}").eval()'
 
@@ -82,14 +89,17 @@ def _answer(record: RunRecord, names: str) -> str:
 
 
 def _timm(record: RunRecord, repo: str) -> str:
+    features = record.task == "image-feature-extraction"
+    result, answer = ("features", "print(features.shape)") if features else ("logits", None)
+    no_head = ", num_classes=0" if features else ""
     return (
         "import timm\n"
         "from PIL import Image\n\n"
-        f'model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()\n'
+        f'model = timm.create_model("hf-hub:{repo}", pretrained=True{no_head}).eval()\n'
         "settings = timm.data.resolve_model_data_config(model)\n"
         "transform = timm.data.create_transform(**settings, is_training=False)\n"
-        'logits = model(transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0))\n'
-        + _answer(record, 'model.pretrained_cfg["label_names"]')
+        f'{result} = model(transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0))\n'
+        + (answer or _answer(record, 'model.pretrained_cfg["label_names"]'))
     )
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard, constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
-from ..models.modules import class_name
+from ..models.modules import class_name, is_headless
 from .facts import DataFacts, ModelFacts, Start
 from .foreign import text_of
 from .licenses import License
@@ -124,6 +124,8 @@ def task_of(model: nn.Module) -> str | None:
     """The Hub's pipeline tag for a model; None where its class does not tell."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = class_name(inner)
+    if is_headless(inner) and getattr(inner, "main_input_name", None) == "pixel_values":
+        return "image-feature-extraction"
     return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
 
 

@@ -94,10 +94,16 @@ class LayerPlanFacts:
 
 @dataclass
 class Evaluation:
-    """Metrics on one data set, by name without the prefix `eval_`."""
+    """Metrics on one data set, by name without the prefix `eval_`; `teachers`: those of each teacher on the same."""
 
     data: DataFacts
     metrics: dict[str, float] = field(default_factory=dict)
+    teachers: list[dict[str, float]] = field(default_factory=list)
+
+    def teacher_scores(self, name: str, teachers: list[ModelFacts]) -> list[float | None]:
+        """What each teacher reached in one metric; None where nobody measured it."""
+        own = [*self.teachers, *[{}] * (len(teachers) - len(self.teachers))]
+        return [mine.get(name, t.metrics.get(name)) for mine, t in zip(own, teachers, strict=True)]
 
 
 @dataclass
@@ -175,7 +181,7 @@ class RunRecord:
 
     def teacher_scores(self) -> bool:
         """Whether a teacher was evaluated, too."""
-        return any(teacher.metrics for teacher in self.teachers)
+        return any(t.metrics for t in self.teachers) or any(any(e.teachers) for e in self.evaluations)
 
     def save(self, folder: str | os.PathLike, secrets: Iterable[str | None] = ()) -> Path:
         """Writes `transfer.json` into a folder, whole or not at all.

@@ -77,7 +77,8 @@ def result_rows(record: RunRecord) -> list[dict[str, Any]]:
     rows = []
     for evaluation in record.evaluations:
         for name, value in evaluation.metrics.items():
-            teachers = [score(t.metrics.get(name)) for t in record.teachers] if record.teacher_scores() else []
+            theirs = evaluation.teacher_scores(name, record.teachers) if record.teacher_scores() else []
+            teachers = [score(value) for value in theirs]
             facts = evaluation.data
             data = cell(" ".join(filter(None, (facts.name, facts.split, facts.part and f"({facts.part})"))))
             rows.append({"data": data, "metric": name, "scores": [score(value), *teachers]})

@@ -320,7 +320,13 @@ def _named(number: int, names: list[str] | None) -> str:
 
 
 def cross_validated(
-    features: np.ndarray, targets: np.ndarray, form: str = CLASSES, *, bias: bool = True
+    features: np.ndarray,
+    targets: np.ndarray,
+    form: str = CLASSES,
+    *,
+    bias: bool = True,
+    strengths: Sequence[float] = STRENGTHS,
+    folds: int = _FOLDS,
 ) -> tuple[float, float | None, float | None]:
     """The strength that is best on samples left out, and how good it is there.
 
@@ -329,6 +335,8 @@ def cross_validated(
         targets: (n, k): one-hot classes, 0 and 1, or values.
         form: The `problem_type`.
         bias: Whether the regression has one.
+        strengths: Inverse strengths of the penalty that are tried.
+        folds: How many parts are left out in turn, at most.
 
     Returns:
         (strength, accuracy or None, root mean squared error or None); strength 1 where nothing can be left out, and
@@ -337,19 +345,19 @@ def cross_validated(
     if len(features) > _TRIED_ON:
         few = np.random.default_rng(0).permutation(len(features))[:_TRIED_ON]
         features, targets = features[few], targets[few]
-    parts = _folds(targets, form)
+    parts = _folds(targets, form, folds)
     if not parts:
         return _UNTOLD, None, None
-    answers = {strength: np.full(targets.shape, np.nan) for strength in {*STRENGTHS, _UNTOLD}}
+    answers = {strength: np.full(targets.shape, np.nan) for strength in {*strengths, _UNTOLD}}
     for out in parts:
         kept = np.setdiff1d(np.arange(len(targets)), out)
-        strengths = sorted(answers)
-        heads = _fitted(features[kept], targets[kept], form, strengths, bias)
-        for strength, head in zip(strengths, heads, strict=True):
+        tried = sorted(answers)
+        heads = _fitted(features[kept], targets[kept], form, tried, bias)
+        for strength, head in zip(tried, heads, strict=True):
             answers[strength][out] = head(features[out])
     out = np.concatenate(parts)
-    losses = {strength: mean_loss(answers[strength][out], targets[out], _LOSSES[form]) for strength in STRENGTHS}
-    best = min(STRENGTHS, key=lambda strength: losses[strength])
+    losses = {strength: mean_loss(answers[strength][out], targets[out], _LOSSES[form]) for strength in strengths}
+    best = min(strengths, key=lambda strength: losses[strength])
     constant = np.tile(best_constant(targets[out], _LOSSES[form], bias), (len(out), 1))
     if losses[best] >= mean_loss(constant, targets[out], _LOSSES[form]):
         best = _UNTOLD  # no feature helped: the least of all weights would win by saying nothing
@@ -360,7 +368,7 @@ def cross_validated(
     return best, float(right.mean()), None
 
 
-def _folds(targets: np.ndarray, form: str) -> list[np.ndarray]:
+def _folds(targets: np.ndarray, form: str, most: int) -> list[np.ndarray]:
     """Numbers of the samples that are left out, part by part; the only sample of a class never is."""
     order = np.random.default_rng(0).permutation(len(targets))
     if form == CLASSES:
@@ -370,7 +378,7 @@ def _folds(targets: np.ndarray, form: str) -> list[np.ndarray]:
         if not len(order):
             return []
         order = order[np.argsort(labels[order], kind="stable")]  # one class after the other, dealt out in turn
-        folds = min(_FOLDS, int(counts[counts > 1].min()))
+        folds = min(most, int(counts[counts > 1].min()))
     else:
-        folds = min(_FOLDS, len(order))
+        folds = min(most, len(order))
     return [order[i::folds] for i in range(folds)] if folds > 1 else []

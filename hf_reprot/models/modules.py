@@ -9,6 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..features.architecture import head_paths, is_timm, is_transformers
+from ..features.paths import core
+
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls a class without a name
 
 
@@ -48,6 +51,16 @@ def forward_parameters(model: nn.Module) -> tuple[tuple[str, ...], bool]:
     return names, not names and any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
+def is_headless(model: nn.Module) -> bool:
+    """Whether a model of transformers or timm gives features and no logits: a backbone."""
+    if hasattr(model, "named_layers"):  # a stand-in for a teacher whose features are cached
+        return False
+    inner, _ = core(model)
+    if is_timm(inner):
+        return inner.num_classes <= 0
+    return is_transformers(inner) and not head_paths(model) and "labels" not in names_of(model)
+
+
 def class_names(model: nn.Module) -> list[str] | None:
     """Names of a head's classes in the order of its logits; None where they are only numbers or not known."""
     return names_of_config(getattr(model, "config", None))
@@ -63,6 +76,8 @@ def names_of_config(config: Any) -> list[str] | None:
 
 def class_count(model: nn.Module) -> int | None:
     """Number of a head's classes; None where it has no head or does not tell."""
+    if is_headless(model):  # the config counts two all the same
+        return None
     config = getattr(model, "config", None)
     counts = (getattr(config, "num_labels", None) if hasattr(config, "id2label") else None,)
     counts += (getattr(model, "num_classes", None),)

@@ -15,13 +15,17 @@ import timm
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoBackbone,
     AutoConfig,
+    AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
+    TimmWrapperModel,
 )
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
 from ..data.preprocessing import fixed_image_size, image_channels
 from ..features.architecture import head_paths
@@ -56,16 +60,17 @@ _INPUT_FIELDS = (
 
 def create_timm_student(
     architecture: str,
-    label_names: Sequence[str],
+    label_names: Sequence[str] | None,
     *,
     pretrained_cfg: Mapping[str, Any] | None = None,
     **model_args: Any,
-) -> TimmWrapperForImageClassification:
+) -> TimmWrapperForImageClassification | TimmWrapperModel:
     """A timm model with new random weights, inside the wrapper that makes it a transformers model.
 
     Args:
         architecture: timm's name of the model, such as "resnet18".
-        label_names: Names of the classes, in the order of the logits.
+        label_names: Names of the classes, in the order of the logits; None: a backbone without a head
+            (`num_classes=0`).
         pretrained_cfg: Changes to the architecture's input settings (`input_size` (channels, height, width), `mean`,
             `std`). An architecture that is made for one image size is made for this one.
         model_args: What `timm.create_model` takes besides the number of classes, such as `img_size` or `depth`. It is
@@ -82,7 +87,7 @@ def create_timm_student(
             raise ValueError(f"{reserved} is set by the label names and the weights: leave it out of model_args")
     changes = dict(pretrained_cfg or {})
     model_args = _input_args(architecture, changes) | model_args
-    model = timm.create_model(architecture, num_classes=len(label_names), **model_args)
+    model = timm.create_model(architecture, num_classes=len(label_names or ()), **model_args)
     changes.setdefault("license", None)  # the architecture states one for weights that this student does not have
     student = wrap_timm(model, label_names, pretrained_cfg=changes, model_args=model_args)
     student.weights_from = "scratch"  # for the card: nothing of a module tells new weights from loaded ones
@@ -90,9 +95,14 @@ def create_timm_student(
 
 
 def load_student(
-    source: str | os.PathLike, label_names: Sequence[str] | None = None, *, from_scratch: bool = False, **options: Any
+    source: str | os.PathLike,
+    label_names: Sequence[str] | None = None,
+    *,
+    head: bool | None = True,
+    from_scratch: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
-    """A classifier from the Hub or a folder as a student: its weights are the start, its head is made for the labels.
+    """A model from the Hub or a folder as a student: its weights are the start, its head is made for the labels.
 
     Args:
         source: A hub id ("org/name", "org/name@revision", "timm/name") or a folder.
@@ -100,6 +110,8 @@ def load_student(
             (case, blanks, `_` and `-` do not count) are moved to their places, those of all others are new; a head
             whose classes have no names (LABEL_0, ...) keeps its rows if it has as many. None: the classes that the
             model has.
+        head: Whether it is a classifier. False: the bare backbone, `AutoModel`, or `AutoBackbone` where the checkpoint
+            is one. None: as the checkpoint has it.
         from_scratch: Take the architecture only, with new random weights.
         options: What `from_pretrained` takes.
 
@@ -108,7 +120,7 @@ def load_student(
             head may be of another size, or missing: it is new then, which a warning says); or it does not load.
     """
     name, given = os.fspath(source), dict(options)
-    if label_names is not None:
+    if label_names is not None and head is not False:
         numbered = dict(enumerate(label_names))
         # The number, too: a timm config looks at it alone, and would keep the old head under new names.
         options |= {"num_labels": len(numbered), "id2label": numbered, "label2id": {n: i for i, n in numbered.items()}}
@@ -117,12 +129,13 @@ def load_student(
         place = locate(name, options, what="student")
         options.pop("revision", None)
         pinned = {} if place.revision is None else {"revision": place.revision}
-        return _load_student(place, label_names, from_scratch, options | pinned, given | pinned)
+        return _load_student(place, label_names, head, from_scratch, options | pinned, given | pinned)
 
 
 def _load_student(
     place: Place,
     label_names: Sequence[str] | None,
+    head: bool | None,
     from_scratch: bool,
     options: dict[str, Any],
     given: dict[str, Any],
@@ -132,13 +145,18 @@ def _load_student(
         name: value for name, value in options.items() if name in ("model_args", "architecture", "transformers_weights")
     }
     check_numbers(content, source=place.name)
+    if not (_has_classifier(content) if head is None else head):
+        label_names, options, auto_class = None, dict(given), _backbone_class(content)
+    else:
+        auto_class = AutoModelForImageClassification
     if from_scratch:
         check_config(content, source=place.name)
         config, _ = AutoConfig.from_pretrained(place.path, return_unused_kwargs=True, **options)
         mend_timm(config)  # of a folder that timm itself wrote
-        check_memory(AutoModelForImageClassification, config, source=place.name)
+        _forget_classes(config, auto_class)
+        check_memory(auto_class, config, source=place.name)
         trust = options.get("trust_remote_code", False)
-        student = AutoModelForImageClassification.from_config(config, trust_remote_code=trust)
+        student = auto_class.from_config(config, trust_remote_code=trust)
         student.weights_from = "scratch"
     else:
         shapes = check_source(place.path, content, options, what="student")
@@ -146,15 +164,15 @@ def _load_student(
         again = {name: options[name] for name in (*_HUB_OPTIONS, "trust_remote_code") if name in options}
         config, rest = AutoConfig.from_pretrained(place.path, return_unused_kwargs=True, **options)
         mend_timm(config)
-        check_size(AutoModelForImageClassification, config, shapes, source=place.name)
-        student, report = AutoModelForImageClassification.from_pretrained(
-            place.path,
-            config=config,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **{name: value for name, value in rest.items() if name in options} | again,
-        )
+        _forget_classes(config, auto_class)
+        check_size(auto_class, config, shapes, source=place.name)
+        rest = {name: value for name, value in rest.items() if name in options} | again
+        rest |= {"config": config, "use_safetensors": True, "output_loading_info": True}
+        student, report = auto_class.from_pretrained(place.path, ignore_mismatched_sizes=True, **rest)
+        missing = report.get("missing_keys") or ()
+        if auto_class is AutoModel and missing and all("pooler" in key.split(".") for key in missing):
+            # The checkpoint has none, so the student gets none.
+            student, report = AutoModel.from_pretrained(place.path, add_pooling_layer=False, **rest)
         heads = [path for path in head_paths(student) if path]
         new = check_fit(student, report, name=place.name, what="student", heads=heads)
         if new:
@@ -169,6 +187,29 @@ def _load_student(
         if not from_scratch:
             _settle_head(student, place, label_names, given)
     return student
+
+
+def _has_classifier(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has a head for classes, by its config.json."""
+    if content.get("model_type", "timm_wrapper") == "timm_wrapper":  # timm's own says how many classes there are
+        return bool(content.get("num_classes", True))
+    names = content.get("architectures") or ["ForImageClassification"]
+    return any("ForImageClassification" in name for name in names)
+
+
+def _backbone_class(content: Mapping[str, Any]) -> Any:
+    return AutoBackbone if any(n.endswith("Backbone") for n in content.get("architectures") or ()) else AutoModel
+
+
+def _forget_classes(config: PreTrainedConfig, auto_class: Any) -> None:
+    """A backbone has no classes, whatever its checkpoint was trained on before."""
+    if auto_class is AutoModelForImageClassification:
+        return
+    if config.model_type == "timm_wrapper":
+        config.num_labels = 0
+        config.label_names = []
+    elif names_of_config(config) is not None:
+        config.num_labels = 2  # what transformers writes where nothing is said
 
 
 def _settle_head(student: PreTrainedModel, place: Place, names: Sequence[str], options: dict[str, Any]) -> None:
@@ -196,30 +237,29 @@ def wrap_timm(
     *,
     pretrained_cfg: Mapping[str, Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
-) -> TimmWrapperForImageClassification:
-    """Puts a timm module, weights and all, inside `TimmWrapperForImageClassification`.
+) -> TimmWrapperForImageClassification | TimmWrapperModel:
+    """Puts a timm module, weights and all, inside `TimmWrapperForImageClassification`; a backbone, `TimmWrapperModel`.
 
     The wrapper shares the module's parameters. The config records what both libraries need to load the student.
 
     Args:
-        model: A module made by `timm.create_model`, with a head.
-        label_names: Names of the classes; None: LABEL_0, LABEL_1, ...
+        model: A module made by `timm.create_model`, with a head or without (`num_classes=0`).
+        label_names: Names of the classes; None: LABEL_0, LABEL_1, ... A backbone has none.
         pretrained_cfg: Changes to the module's own input settings.
         model_args: The arguments, besides the number of classes, that the module was made with; None: those that the
             module remembers (timm 1.0.31 and later), else none.
 
     Raises:
         TypeError: not a timm module.
-        ValueError: no head, a number of names that is not the head's number of classes, an `input_size` that the
+        ValueError: a number of names that is not the head's number of classes, an `input_size` that the
             module does not take, or a module that `architecture` and `model_args` do not rebuild.
     """
     if not is_timm(model):
         raise TypeError(f"{type(model).__name__} is no timm model: it has no pretrained_cfg and num_classes")
-    if model.num_classes <= 0:
-        raise ValueError("the timm model has no head: create it with num_classes above 0")
-    names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(model.num_classes)]
-    if len(names) != model.num_classes:
-        raise ValueError(f"{len(names)} label names for a head of {model.num_classes} classes")
+    classes = max(model.num_classes, 0)
+    names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(classes)]
+    if len(names) != classes:
+        raise ValueError(f"{len(names)} label names for a head of {classes} classes")
     settings = dict(model.pretrained_cfg) | dict(pretrained_cfg or {})
     settings |= _own_input(model, settings, stated="input_size" in (pretrained_cfg or {}))
     if model_args is None:
@@ -236,7 +276,8 @@ def wrap_timm(
     config.label_names = names
     with torch.device("meta"):  # the wrapper builds a module of its own first: give it no memory
         try:
-            wrapper = TimmWrapperForImageClassification(copy.deepcopy(config))
+            kind = TimmWrapperForImageClassification if names else TimmWrapperModel
+            wrapper = kind(copy.deepcopy(config))
         except TypeError as error:
             raise ValueError(
                 f"timm cannot rebuild {config.architecture} from model_args={model_args}: {error}"
@@ -286,7 +327,7 @@ def portable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | Non
 
     Returns None for any other model where no state dict is given: its own `save_pretrained` knows best.
     """
-    if not isinstance(model, TimmWrapperForImageClassification):
+    if not isinstance(model, TimmWrapperPreTrainedModel):
         return dict(state_dict) if state_dict is not None else None
     weights = model.state_dict() if state_dict is None else state_dict
     return {name.removeprefix(TIMM_PREFIX): tensor for name, tensor in weights.items()}

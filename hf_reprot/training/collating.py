@@ -13,7 +13,7 @@ from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, features_of, find_columns, is_transformed, table_of
 from ..data.labels import read_labels
 from ..data.tokens import TeacherTokenCollator, pad_token_of
-from ..models.modules import class_name, class_names
+from ..models.modules import class_name, class_names, is_headless
 from ..models.teacher import Teacher
 
 # Students whose labels are no classes: their images and targets go through a processor together.
@@ -76,6 +76,8 @@ def collator_for_images(
     Raises:
         ValueError: columns that do not exist, labels that do not fit the student, none where the loss needs them.
     """
+    if student is not None and is_headless(student):
+        student = None  # whatever the labels are, it learns nothing from them
     found = None
     for dataset in (train, evaluation):
         found = find_columns(dataset, args.image_column, args.label_column) if dataset is not None else None

@@ -15,7 +15,7 @@ from ..data.columns import columns_of_student
 from ..data.dataset_columns import features_of, find_columns
 from ..data.labels import read_labels
 from ..models.head import HeadFit, fit_head, linear_head
-from ..models.modules import class_names, some
+from ..models.modules import class_names, is_headless, some
 
 logger = logging.getLogger(__name__)
 
@@ -108,5 +108,7 @@ def collator_for_columns(
     found = find_columns(dataset, *columns)
     if found is None or (found.image, found.label) == collator.input_columns:
         return collator
-    reader = read_labels(found, dataset, student, class_names(student)) if found.label is not None else None
+    learner = None if is_headless(student) else student  # a backbone learns nothing from labels, whatever they are
+    names = class_names(learner) if learner is not None else None
+    reader = read_labels(found, dataset, learner, names) if found.label is not None else None
     return collator.reading(found.image, found.label, reader)

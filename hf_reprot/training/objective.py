@@ -20,6 +20,7 @@ from ..features.taps import Taps
 from ..models.modules import class_count
 from ..models.teacher import Teacher
 from .auxiliary import check_modules
+from .backbones import features_of
 from .matched_layers import MatchedLayers
 from .teacher_logits import TeacherLogits, known_classes
 from .teachers import teacher_names
@@ -259,9 +260,9 @@ class TransferObjective:
 
 
 def logits_of(outputs: Any, has_loss: bool) -> Tensor | None:
-    """The logits among a model's outputs, which may be a mapping or a tuple."""
+    """The logits among a model's outputs, which may be a mapping or a tuple; of a backbone, all that it gives."""
     if isinstance(outputs, Mapping):
-        return outputs.get("logits")
+        return outputs["logits"] if "logits" in outputs else features_of(outputs)
     if isinstance(outputs, Tensor):
         return outputs
     return outputs[1] if has_loss else outputs[0]

@@ -25,6 +25,7 @@ from ..models.modules import class_count, class_names
 from ..models.sharding import is_sharded
 from ..models.student import evaluating
 from .checks import trains_on_teacher_task
+from .evaluation import TEACHER_METRICS
 from .labels import stated_problem
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def collect_record(
         repo_id=trainer.hub_model_id,
         task=next(iter(listed(said.get("tasks"))), None) or task_of(student),
         license=License.of(said.get("license")) or start.license,
-        classes=getattr(getattr(student, "config", None), "num_labels", None),
+        classes=class_count(student),
         problem_type=stated_problem(student),
         class_notes=list(trainer.class_notes),
         input=_input(trainer),
@@ -236,7 +237,7 @@ def evaluations_of(trainer: Any, said: Mapping[str, Any]) -> list[Evaluation]:
         return []
     if not isinstance(trainer.eval_dataset, Mapping):
         data = _data_facts(trainer.eval_dataset, said) or DataFacts("data that was not recorded", None)
-        return [Evaluation(data, metrics)]
+        return [_evaluation(data, metrics, trainer)]
     found, names = [], sorted(trainer.eval_dataset, key=len, reverse=True)
     for name, dataset in trainer.eval_dataset.items():
         own = {
@@ -247,8 +248,19 @@ def evaluations_of(trainer: Any, said: Mapping[str, Any]) -> list[Evaluation]:
         if own:
             data = _data_facts(dataset, said) or DataFacts(name, None)
             named = {"part": name} if data.repo is not None else {"name": name}
-            found.append(Evaluation(dataclasses.replace(data, **named), own))
+            found.append(_evaluation(dataclasses.replace(data, **named), own, trainer))
     return found
+
+
+def _evaluation(data: DataFacts, metrics: dict[str, float], trainer: Any) -> Evaluation:
+    """The metrics of the student, and those of its teachers, apart."""
+    names = trainer.transfer.layers.teacher_names
+    measured = [name for name in metrics if name.partition("/")[0] in TEACHER_METRICS]
+    theirs = {name.removeprefix("teacher_"): metrics[name] for name in measured}
+    behind = [f"/{name}" for name in names] if len(names) > 1 else [""]
+    teachers = [{k.removesuffix(end): v for k, v in theirs.items() if k.endswith(end)} for end in behind]
+    own = {name: value for name, value in metrics.items() if name not in measured}
+    return Evaluation(data, own, teachers if theirs else [])
 
 
 def _final_evaluation(trainer: Any) -> dict[str, Any]:

@@ -123,6 +123,16 @@ class TransportTerm(Term):
         dropped = torch.stack([output.logs["dropped"] for output in outputs])
         return TermOutput(loss, logs | _diagnostics(outputs) | self.layers.logs("ot_loss", values), dropped)
 
+    def on(self, neurons: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """() The transport of tables of neurons as one batch, unweighted; nothing that is carried over steps changes.
+
+        Args:
+            neurons: (n, d_s) and (n, d_t) of each pair.
+        """
+        plans = getattr(self, "learned_plans", None)  # those of a learned cost are frozen
+        outputs = self.loss.forward_pairs(neurons, **({"plans": plans} if plans else {}))
+        return self.layers.mean(self._comparable(outputs))
+
     def _sample_weights(self, neurons: Sequence[tuple[Tensor, Tensor]], batch: Batch) -> list[Tensor | None]:
         """How much each row of each pair's tables counts; None: all alike."""
         rows: list[Tensor | None] = [None] * len(neurons)
