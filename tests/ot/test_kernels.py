@@ -24,11 +24,27 @@ def test_every_way_ends_at_the_float64_reference():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_kernels_compile_without_a_device():
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.ot.compiled"], cwd=ROOT, capture_output=True, text=True
-    )
+def test_kernels_compile_for_three_architectures_and_are_those_of_the_table():
+    """Without a device; none spills registers."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.kernels", "--check", "docs/evidence/speed.md"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_kernel_that_changed_is_seen():
+    from benchmarks.kernels import Compiled, faults, table
+
+    good = [Compiled("sweep 4", "sm_90", 90, 0, 64, 1000), Compiled("sweep 4", "sm_80", 90, 0, 64, 1000)]
+    text = table(good)
+    assert list(faults(good, text)) == []
+    worse = [good[0]._replace(instructions=1101), good[1]._replace(spilled=8), good[0]._replace(kernel="move 4")]
+    assert list(faults(worse, text)) == [
+        "sweep 4, sm_90: 1101 instructions, 1000 in the table",
+        "sweep 4, sm_80: 8 bytes of registers are spilled",
+        "move 4, sm_90: not in the table",
+    ]
+    older = text.replace("Triton ", "Triton 0.")
+    assert list(faults(worse[:1], older)) == []  # another compiler, other instructions
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a device")

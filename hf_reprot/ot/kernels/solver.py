@@ -78,6 +78,8 @@ class ProximalBlock:
         return plan, f, g, landed, marginal_error(plan, self.a, self.b)
 
 
+# Columns are filled up to a multiple: where rows begin anywhere, a sweep takes three times the instructions.
+_EVEN = 16
 # Entries of a block of rows that a program holds in registers.
 _BLOCK = 8192
 # A pair up to this many entries is one program's: about 400 x 400, 5 microseconds a sweep out of the L2 cache.
@@ -120,6 +122,15 @@ def run_sweeps(
     Returns:
         error (B,) at the last sweep, and the number of sweeps (B,).
     """
+    extra = -matrix.shape[-1] % _EVEN
+    if extra:
+        # Copies of the last column, of weight 0: they change nothing, and rows begin where wide loads may.
+        even = _more(g, extra)
+        settings = {"tolerance": tolerance, "most": most, "growing": growing, "accelerate": accelerate, "small": small}
+        wide = _more(matrix, extra), a, torch.nn.functional.pad(b, (0, extra)), f, even, inverse, growth
+        found = run_sweeps(*wide, **settings)
+        g.copy_(even[..., :-extra])
+        return found
     batch, m, n = matrix.shape
     growth = torch.zeros_like(inverse) if growth is None else growth
     error = torch.full_like(inverse, torch.inf)
@@ -131,7 +142,10 @@ def run_sweeps(
     if m * n <= SMALL if small is None else small:
         solve_pairs[(batch,)](
             matrix, a, b, f, g, inverse, growth, error, sweeps, m, n, tolerance, most, growing, gain,
-            ROWS=rows, COLUMNS=columns, num_warps=2 * warps,  # more loads on their way: it is alone on its processor
+            ROWS=rows, COLUMNS=columns,
+            # More loads on their way: it is alone on its processor. But no two warps may hold one entry: one would see
+            # the f that the other has stored.
+            num_warps=min(2 * warps, max(1, rows * columns // 32)),
         )  # fmt: skip
         return error, sweeps
     parts = min(_PARTS, triton.cdiv(m, rows))
@@ -157,3 +171,7 @@ def run_sweeps(
     if work is not None:
         work.learn(sweeps, done > 0)
     return error, sweeps
+
+
+def _more(x: Tensor, extra: int) -> Tensor:
+    return torch.cat([x, x[..., -1:].expand(*x.shape[:-1], extra)], -1)
