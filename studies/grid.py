@@ -141,7 +141,8 @@ def _tuning(study: Study, settings: Sequence[Setting], results: Results) -> Iter
         return
     for setting in settings:
         for method in sorted(study.methods_of(setting), key=lambda name: METHODS[name].beside is not None):
-            if METHODS[method].weight is None:
+            # Alone in the loss, a term's weight is nothing that Adam sees.
+            if METHODS[method].weight is None or METHODS[method].label_free:
                 continue
             while factors := _next_factors(study, results, setting.name, method):
                 for factor, seed in factors:

@@ -252,9 +252,12 @@ def _probe(features: np.ndarray, labels: np.ndarray) -> LogisticRegression:
 
 
 def _copy_probe(probe: LogisticRegression, head: nn.Linear) -> None:
+    weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
+    if len(head.bias) == 2:  # of two classes scikit-learn keeps the difference
+        weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(probe.coef_))
-        head.bias.copy_(torch.from_numpy(probe.intercept_))
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """The study's machinery on made-up images: grid, resuming, choice of weights, tables."""
 
+import dataclasses
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,6 +13,7 @@ from scipy import stats
 from studies import bench, grid, networks
 from studies.grid import Results, chosen_factor, run_study
 from studies.images import Images, Pixels, processor_of
+from studies.methods import METHODS
 from studies.plan import read
 from studies.report import accuracies, paired, report, short_table
 
@@ -163,3 +166,44 @@ def test_results_are_lines_of_json(tmp_path):
     assert json.loads((tmp_path / "deep" / "r.jsonl").read_text())["test"] == 0.5
     key = {"phase": "final", "setting": "s", "method": "m", "factor": 1.0, "labels": 1, "seed": 0}
     assert Results(results.path).find(**key)["test"] == 0.5
+
+
+def test_each_seed_has_a_teacher_and_a_rolled_one_says_nothing(study):
+    several = dataclasses.replace(study, teachers=2)
+    machine = bench.Bench(several)
+    setting, how = several.settings[1], METHODS["Gaussian transport"]
+    first, second, third = (machine._teacher(setting, how, machine.images(0), seed) for seed in range(3))
+    assert first is third
+    assert first.title != second.title
+    of_the_choice = machine._teacher(setting, how, machine.images(0), 100)
+    assert of_the_choice.title not in (first.title, second.title)
+    assert first.title.endswith(bench.weights_digest(machine.trained("conv-6-8", seed=2000)))
+    rolled = machine._teacher(setting, METHODS["rolled teacher"], machine.images(0), 0)
+    order = torch.cdist(rolled.table, first.table).argmin(1)
+    assert sorted(order.tolist()) == list(range(len(order)))  # the same rows, of other images
+    assert (order == torch.arange(len(order))).float().mean() < 0.2
+
+
+def test_a_line_says_by_which_code_and_which_teacher(study, tmp_path):
+    results = Results(tmp_path / "r.jsonl")
+    only = dataclasses.replace(
+        study, methods=["Gaussian transport, then a linear head"], labels=[8, 12], tuning_labels=0
+    )
+    assert run_study(only, results, only="to ViT", seeds=[0])
+    lines = results.where(phase="final")
+    assert [line["labels"] for line in lines] == [8, 12]
+    assert all(re.fullmatch(r"conv-6-8, seed 1000, [0-9a-f]{12}", line["teacher"]) for line in lines)
+    assert all(re.fullmatch(r"([0-9a-f]{12}\+?)?", line["code"]) for line in lines)
+    # Without labels there is one student for both numbers of them: the second has only its head to fit.
+    assert lines[1]["seconds"] < lines[0]["seconds"]
+
+
+def test_other_weights_have_another_digest():
+    model = networks.build("conv-4", 2, 3, 8, 0)
+    digest = bench.weights_digest(model)
+    assert digest == bench.weights_digest(networks.build("conv-4", 2, 3, 8, 0))
+    headless = bench.weights_digest(model, without="head.")
+    with torch.no_grad():
+        model.head.bias.add_(1e-3)
+    assert digest != bench.weights_digest(model)
+    assert headless == bench.weights_digest(model, without="head.")
