@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from hf_reprot.plots import save_figure
 
+from . import upper_stages
 from .bench import results_folder
 from .cards import write_cards
 from .footprint import footprint_table
@@ -21,8 +22,11 @@ from .plan import Study, read
 from .report import accuracies, report, short_table
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = ("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation")
-_IN_SHORT = ("finetune", "finetune_fashion", "distil", "small", "coupling")
+STUDIES = (
+    *("families_unlabelled", "small_unlabelled"),
+    *("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation"),
+)
+_IN_SHORT = ("families_unlabelled", "small_unlabelled", "finetune", "finetune_fashion", "distil", "small", "coupling")
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 _HEAD = """# What was measured
 
@@ -31,6 +35,7 @@ Every number here comes from `studies/results/`, a line a run, and this page fro
 
 Each method's weight was the best of three (its own times 0.2, 1 and 5; where the best was the last on its side, up to
 two more there, by factors of 5) on validation images, over two seeds that no table shows, with one number of labels.
+Where a term stands alone in the loss (label-free, then a head) its weight is not tuned: Adam does not see it.
 All other settings are the same for all. The figures are those after the last step. A difference whose interval holds 0
 is none.
 """
@@ -43,6 +48,11 @@ brackets: more than the student alone). `python -m studies.footprint studies/{na
 
 def main() -> None:
     parts, short = [_HEAD], []
+    plan = upper_stages.read(Path(__file__).with_name("upper_stages.yaml"))
+    upper = Results(results_folder() / f"{plan.name}.jsonl", upper_stages.KEY)
+    if upper.where(phase="final"):
+        parts.append(upper_stages.report(plan, upper))
+        parts.append("`python -m studies.upper_stages studies/upper_stages.yaml`")
     for name in STUDIES:
         path = Path(__file__).with_name(f"{name}.yaml")
         results = Results(results_folder() / f"{name}.jsonl")

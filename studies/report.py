@@ -71,10 +71,11 @@ def report(study: Study, results: Results) -> str:
 
 
 def _legend(study: Study) -> str:
+    several = f" Seed s learns from teacher s modulo {study.teachers}." if study.teachers > 1 else ""
     return (
         f"Test accuracy in % after the last step, mean ± standard deviation over {study.seeds} seeds (fewer where the "
         f"count says so); beside it the difference to {study.reference} on the same seeds, ± half of its 95 % interval "
-        "(in how many seeds ahead)."
+        f"(in how many seeds ahead).{several}"
     )
 
 

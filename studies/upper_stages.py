@@ -275,7 +275,7 @@ def read(path: str | Path) -> Plan:
     return Plan(**yaml.safe_load(Path(path).read_text("utf-8")))
 
 
-_KEY = ("phase", "network", "data", "way", "rate", "factor", "labels", "seed")
+KEY = ("phase", "network", "data", "way", "rate", "factor", "labels", "seed")
 
 
 def run(plan: Plan, results: Results) -> None:
@@ -284,7 +284,7 @@ def run(plan: Plan, results: Results) -> None:
 
     def make(phase: str, network: str, data: int, way: str, rate: float, factor: float, labels: int, seed: int) -> None:
         name = plan.data[data]["name"]
-        key = dict(zip(_KEY, (phase, network, name, way, rate, factor, labels, seed), strict=True))
+        key = dict(zip(KEY, (phase, network, name, way, rate, factor, labels, seed), strict=True))
         if results.find(**key) is None:
             weight = factor * WAYS[way].term[1] if WAYS[way].term else 0.0
             found = upstairs.run(network, data, way, labels, seed, rate * plan.learning_rate, weight)
@@ -357,7 +357,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing")
     given = parser.parse_args()
     plan = read(given.file)
-    results = Results(given.results / f"{plan.name}.jsonl", _KEY)
+    results = Results(given.results / f"{plan.name}.jsonl", KEY)
     if not given.report:
         run(plan, results)
     print(report(plan, results))

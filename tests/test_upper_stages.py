@@ -89,12 +89,12 @@ def test_a_plan_runs_once_and_prints(upstairs, tmp_path, monkeypatch):
     plan = dataclasses.replace(PLAN, ways=["LP-FT", "LP-FT + L2-SP"], seeds=1, steps=1)
     upstairs.plan = plan
     monkeypatch.setattr(upper_stages, "Upstairs", lambda plan: upstairs)
-    results = Results(tmp_path / "tiny.jsonl", upper_stages._KEY)
+    results = Results(tmp_path / "tiny.jsonl", upper_stages.KEY)
     upper_stages.run(plan, results)
     assert len(results.where(phase="final")) == 2
     count = len(results.lines)
-    upper_stages.run(plan, Results(results.path, upper_stages._KEY))
-    assert len(Results(results.path, upper_stages._KEY).lines) == count
+    upper_stages.run(plan, Results(results.path, upper_stages.KEY))
+    assert len(Results(results.path, upper_stages.KEY).lines) == count
     text = upper_stages.report(plan, results)
     for way in (*upper_stages.BESIDE, *plan.ways):
         assert text.count(f"| {way} |") == 1
