@@ -48,7 +48,7 @@ def test_it_trains_and_opens_again(name, tmp_path):
     assert (record.classes, record.task, record.job) == (None, "image-feature-extraction", "representation")
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert "| Classes |" not in card.text
-    again = (AutoBackbone if name.endswith("Backbone") else AutoModel).from_pretrained(tmp_path).eval()
+    again = (AutoBackbone if name.endswith("Backbone") else AutoModel).from_pretrained(str(tmp_path)).eval()
     assert type(again) is type(student)
     student.eval()
     with torch.no_grad():
