@@ -13,6 +13,7 @@ from .losses import combinations
 from .losses.baselines import FEATURE_LOSSES
 from .losses.gaussian import TEACHER_MASS
 from .losses.transport import DEAD_NEURONS
+from .models.precision import STUDENT_DTYPES
 from .utils.messages import check_choice
 from .utils.settings import setting as _setting
 from .utils.settings import weight_counts, weights_of_terms
@@ -81,8 +82,10 @@ class OTTransferConfig(TrainingArguments):
         ot_global_batch: Match neurons on the samples of all processes.
         ot_nonfinite_limit: Steps in a row with a non-finite transport term after which training stops with an error.
 
-    > Parameters that control the teacher
+    > Parameters that control the student and the teacher
 
+        student_dtype: Data type in which the student is trained: None: float32 where its weights come in half
+            precision (with a warning); "auto": as they are; or "float32", "bfloat16", "float16".
         teacher_model_init_kwargs: Keyword arguments for `from_pretrained` of a teacher given by name.
         teacher_dtype: Data type in which a teacher is loaded.
         teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
@@ -224,6 +227,9 @@ class OTTransferConfig(TrainingArguments):
         10, "Steps in a row with a non-finite transport term after which training stops with an error."
     )
 
+    student_dtype: str | None = _setting(
+        None, 'Data type that the student is trained in; left out: float32 if it is half; "auto": its own.'
+    )
     teacher_model_init_kwargs: dict | str | None = _setting(
         None, "Keyword arguments for from_pretrained of a teacher given by name (JSON on the command line)."
     )
@@ -258,10 +264,10 @@ class OTTransferConfig(TrainingArguments):
                 self._check_number(name, low=0)
         self._check_number("kd_temperature", low=0, open_low=True)
         self._check_number("ot_tolerance", low=0, open_low=True)
+        self._check_number("cost_regularisation", low=0, open_low=True)
         for name in ("ot_relative_epsilon", "ot_epsilon"):
             if getattr(self, name) is not None:
                 self._check_number(name, low=0, open_low=True)
-        self._check_number("cost_regularisation", low=0, open_low=True)
         for name in ("ot_max_iterations", "ot_nonfinite_limit", "cost_fit_steps", "layer_refresh_steps", "layer_keep"):
             self._check_number(name, low=1)
         self._check_number("layer_order_prior", low=0)
@@ -285,10 +291,11 @@ class OTTransferConfig(TrainingArguments):
         self._check_baselines()
         self._check_selection()
         self._check_auto_layers()
-        if self.task_weight == self.ot_weight == self.kd_weight == 0 and not self.uses_feature_loss:
-            raise ValueError(
-                "task_weight, ot_weight and kd_weight are all 0, and no feature_loss: nothing is left to learn from"
-            )
+        if self.student_dtype is not None:
+            check_choice("student_dtype", self.student_dtype, STUDENT_DTYPES)
+        weights = weights_of_terms(type(self))
+        if not any(map(self.takes_part, weights)):
+            raise ValueError(f"no term takes part ({', '.join(weights)}): nothing to learn from is left")
 
     def _check_number(self, name: str, *, low: float, open_low: bool = False) -> None:
         value = getattr(self, name)

@@ -22,6 +22,7 @@ from .data.collator import AugmentationEpoch
 from .data.columns import columns_of_student
 from .data.preprocessing import Preprocessing
 from .features.architecture import head_paths
+from .models.precision import in_training_precision
 from .models.sharding import place_teachers
 from .models.student import as_student
 from .models.teacher import Teacher
@@ -143,7 +144,7 @@ class OTTransferTrainer(DataTrainer):
         self.session = TrainingSession(lambda: self.transfer)
         self.auxiliary = AuxiliaryModules(self._auxiliary_modules)
         if model is not None:
-            model = as_student(model)
+            model = in_training_precision(as_student(model), args.student_dtype)
         check_not_empty(train_dataset=train_dataset, eval_dataset=eval_dataset)
         if data_collator is None:
             own_loss = kwargs.get("compute_loss_func") is not None
@@ -224,8 +225,8 @@ class OTTransferTrainer(DataTrainer):
         return self.transfer.auxiliary if hasattr(self, "transfer") else nn.ModuleDict()
 
     def call_model_init(self, trial=None) -> nn.Module:
-        """As in `Trainer`; a bare timm model is put inside transformers' wrapper."""
-        return as_student(super().call_model_init(trial))
+        """As in `Trainer`; the student is made ready as one that is given as `model`."""
+        return in_training_precision(as_student(super().call_model_init(trial)), self.args.student_dtype)
 
     def _hp_search_setup(self, trial) -> None:
         # Training has got its student from `model_init`, if there is one, and moved it; a search has set its values.

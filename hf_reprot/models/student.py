@@ -36,6 +36,7 @@ from .classes import name_classes
 from .loading import Place, check_fit, explained, locate, mend_timm
 from .model_size import check_memory, check_numbers, check_size
 from .modules import names_of_config, some
+from .shared_tensors import shared_undeclared
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +156,14 @@ def _load_student(
         mend_timm(config)  # of a folder that timm itself wrote
         _forget_classes(config, auto_class)
         check_memory(auto_class, config, source=place.name)
-        trust = options.get("trust_remote_code", False)
-        student = auto_class.from_config(config, trust_remote_code=trust)
+        if isinstance(config, TimmWrapperConfig):
+            # transformers' wrapper would give every convolution the same variance, whatever its size
+            classes = config.num_labels if auto_class is AutoModelForImageClassification else 0
+            args = config.model_args or {}
+            student = _wrapped(timm.create_model(config.architecture, False, num_classes=classes, **args), config)
+        else:
+            trust = options.get("trust_remote_code", False)
+            student = auto_class.from_config(config, trust_remote_code=trust)
         student.weights_from = "scratch"
     else:
         shapes = check_source(place.path, content, options, what="student")
@@ -274,13 +281,17 @@ def wrap_timm(
     )
     config.pretrained_cfg = {k: _plain(settings[k]) for k in _INPUT_FIELDS if settings.get(k) is not None}
     config.label_names = names
+    return _wrapped(model, config)
+
+
+def _wrapped(model: nn.Module, config: TimmWrapperConfig) -> TimmWrapperForImageClassification | TimmWrapperModel:
     with torch.device("meta"):  # the wrapper builds a module of its own first: give it no memory
         try:
-            kind = TimmWrapperForImageClassification if names else TimmWrapperModel
+            kind = TimmWrapperForImageClassification if model.num_classes > 0 else TimmWrapperModel
             wrapper = kind(copy.deepcopy(config))
         except TypeError as error:
             raise ValueError(
-                f"timm cannot rebuild {config.architecture} from model_args={model_args}: {error}"
+                f"timm cannot rebuild {config.architecture} from model_args={config.model_args}: {error}"
             ) from error
     ours = {name: p.shape for name, p in model.state_dict().items()}
     theirs = {name: p.shape for name, p in wrapper.timm_model.state_dict().items()}
@@ -325,12 +336,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def portable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor] | None:
     """The weights of a student as both libraries read them: without the wrapper's prefix for a timm student.
 
+    Tensors that lie in one memory and that the model does not declare as tied (timm's CoaT uses one position encoding
+    in all blocks of a stage) get a copy each: safetensors refuses them otherwise.
+
     Returns None for any other model where no state dict is given: its own `save_pretrained` knows best.
     """
-    if not isinstance(model, TimmWrapperPreTrainedModel):
-        return dict(state_dict) if state_dict is not None else None
+    if state_dict is None and hasattr(model, "peft_config"):
+        return None  # PEFT writes the adapter alone, and parts what is shared itself
     weights = model.state_dict() if state_dict is None else state_dict
-    return {name.removeprefix(TIMM_PREFIX): tensor for name, tensor in weights.items()}
+    shared = shared_undeclared(model, weights)
+    if not isinstance(model, TimmWrapperPreTrainedModel) and state_dict is None and not shared:
+        return None
+    parted = {name: tensor.clone() if name in shared else tensor for name, tensor in weights.items()}
+    if isinstance(model, TimmWrapperPreTrainedModel):
+        return {name.removeprefix(TIMM_PREFIX): tensor for name, tensor in parted.items()}
+    return parted
 
 
 def _input_args(architecture: str, pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:

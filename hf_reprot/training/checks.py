@@ -94,6 +94,11 @@ def check_batch_size(config: OTTransferConfig, samples: int, widths: Sequence[tu
             f"a batch of {samples} has no variance to standardise by: raise per_device_train_batch_size to 2 or more, "
             "or set ot_positions='all' or ot_standardize=False"
         )
+    if samples == 2 and config.ot_standardize:
+        logger.warning(
+            "With 2 samples a step every standardized neuron is +1 or -1, whatever the student does: the transport's "
+            "gradient is 0. Raise per_device_train_batch_size, or set ot_positions='all' or ot_standardize=False."
+        )
     matched = config.ot_method not in ("identity", "random", "independent") and config.ot_cost != "learned"
     if widths and matched and config.plan_momentum == 0:
         widest = max(max(pair) for pair in widths)

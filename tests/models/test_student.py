@@ -13,6 +13,8 @@ from torch.testing import assert_close
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    BertConfig,
+    BertForMaskedLM,
     TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
@@ -279,3 +281,54 @@ def test_a_timm_config_of_absurd_size(tmp_path):
         _configured(folder, model_args=arguments)
         with pytest.raises(ValueError, match="at most"):
             load_student(folder)
+
+
+@pytest.mark.parametrize("architecture", ["mobilenetv3_small_050", "resnet10t", "vit_tiny_patch16_224"])
+def test_new_weights_are_those_that_timm_draws(tmp_path, architecture):
+    save(create_timm_student(architecture, NAMES), tmp_path)
+    torch.manual_seed(3)
+    ours = create_timm_student(architecture, ["a", "b"]).state_dict()
+    torch.manual_seed(3)
+    student = load_student(tmp_path, ["a", "b"], from_scratch=True)
+    theirs = student.state_dict()
+    assert student.config.id2label == {0: "a", 1: "b"}
+    assert student.weights_from == "scratch"
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Twice(nn.Module):
+    """One layer under two names, which nothing declares."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = self.first
+
+
+def test_shared_weights_of_a_timm_model_load_again(tmp_path):
+    """CoaT has one position encoding in all blocks of a stage; transformers refuses to save it."""
+    student = create_timm_student("coat_tiny", NAMES, img_size=32, embed_dims=[16] * 4, serial_depths=[1] * 4).eval()
+    weights = portable_state_dict(student)
+    where = [tensor.untyped_storage().data_ptr() for tensor in weights.values()]
+    assert len(set(where)) == len(where)
+    folder = save(student, tmp_path)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = student(pixels).logits
+        loaded = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert_close(loaded(pixels).logits, logits)
+        assert_close(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pixels), logits)
+
+
+def test_shared_weights_of_any_module_are_parted():
+    model = Twice()
+    weights = portable_state_dict(model)
+    assert weights["first.weight"].data_ptr() != weights["second.weight"].data_ptr()
+    assert torch.equal(weights["first.weight"], model.first.weight)
+    assert torch.equal(weights["second.weight"], model.first.weight)
+
+
+def test_weights_that_a_model_declares_as_tied_stay_as_they_are():
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    assert portable_state_dict(BertForMaskedLM(config)) is None

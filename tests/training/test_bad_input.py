@@ -32,7 +32,7 @@ from tests.training.runs import make_config, make_trainer, training_logs
         ({"ot_relative_epsilon": 0.0}, "ot_relative_epsilon"),
         ({"ot_max_iterations": 0}, "ot_max_iterations"),
         ({"ot_debiased": True, "ot_method": "exact"}, "ot_debiased"),
-        ({"task_weight": 0.0, "ot_weight": 0.0}, "nothing is left to learn"),
+        ({"task_weight": 0.0, "ot_weight": 0.0}, "nothing to learn from"),
         ({"per_device_train_batch_size": 1}, "per_device_train_batch_size to 2"),
     ],
 )

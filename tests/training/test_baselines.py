@@ -252,7 +252,6 @@ def test_shrinkage_needs_no_teacher(tmp_path):
         ({"delta_weight": -1.0}, "delta_weight"),
         ({"bss_weight": float("nan")}, "bss_weight"),
         ({"bss_k": 0}, "bss_k must be a finite number at least 1"),
-        ({"task_weight": 0.0, "ot_weight": 0.0, "bss_weight": 1.0}, "nothing is left to learn"),
     ],
 )
 def test_settings(tmp_path, settings, message):
