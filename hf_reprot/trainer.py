@@ -21,6 +21,7 @@ from .config import OTTransferConfig
 from .data.collator import AugmentationEpoch
 from .data.columns import columns_of_student
 from .data.preprocessing import Preprocessing
+from .data.seeding import ReadingSeeds, warn_of_streams
 from .features.architecture import head_paths
 from .models.precision import in_training_precision
 from .models.sharding import place_teachers
@@ -172,6 +173,9 @@ class OTTransferTrainer(DataTrainer):
         place_teachers(self)
         self.shares = Shares(self.accelerator, self.label_names, args.device)
         self.add_callback(TransferCallback(self))
+        self.seeds = ReadingSeeds(args.seed if args.data_seed is None else args.data_seed)
+        self.add_callback(AugmentationEpoch(self.seeds))
+        warn_of_streams(train_dataset, saves=args.save_strategy != "no")
         if hasattr(self.data_collator, "set_epoch"):
             self.add_callback(AugmentationEpoch(self.data_collator))
         self._build_objective()

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..data.columns import TEACHER_PREFIX
 from ..data.datasets import drawn_equally, is_transformed, leave_encoded
+from ..data.seeding import ReadingSeeds, unseeded
 from ..models.classes import data_names
 from ..models.head import HeadFit, linear_head
 from ..models.modules import forward_parameters
@@ -26,11 +28,13 @@ class DataTrainer(KeptTrainer):
     Attributes:
         teachers: The teachers.
         classes: Which class is which.
+        seeds: What rows and batches of training data draw their random numbers from.
         head: A head that was fitted after training; None without.
     """
 
     teachers: Sequence[Teacher]
     classes: ClassNames
+    seeds: ReadingSeeds
     head: FittedHead | None = None
     _signature_columns: Any
 
@@ -54,15 +58,24 @@ class DataTrainer(KeptTrainer):
             self._signature_columns = [*own, *(TEACHER_PREFIX + name for name in (*own, *taken)), *read]
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
-        if is_transformed(dataset):  # it makes its columns when a row is read: what it reads must not be removed
-            return dataset
-        dataset = super()._remove_unused_columns(dataset, description)
-        return leave_encoded(dataset, getattr(self.data_collator, "input_columns", (None,))[0])
+        if not is_transformed(dataset):  # it makes its columns when a row is read: what it reads must not be removed
+            dataset = super()._remove_unused_columns(dataset, description)
+            dataset = leave_encoded(dataset, getattr(self.data_collator, "input_columns", (None,))[0])
+        return self.seeds.rows_of(dataset, self.data_collator) if description == "Training" else dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(unseeded(train_dataset))
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`; labels that the student's loss cannot take are refused."""
-        with self._collating(training=True):
-            return super().get_train_dataloader()
+        """As in `Trainer`; labels that no loss can take are refused, and random draws follow from the seed."""
+        own = self.train_dataset
+        if not isinstance(own, Dataset):  # those are seeded when their columns have been chosen
+            self.train_dataset = self.seeds.rows_of(own, self.data_collator)
+        try:
+            with self._collating(training=True):
+                return super().get_train_dataloader()
+        finally:
+            self.train_dataset = own
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """As in `Trainer`; images are not augmented."""
@@ -91,6 +104,8 @@ class DataTrainer(KeptTrainer):
         own = collator = self.data_collator
         if evaluation and hasattr(collator, "for_evaluation"):
             collator = collator.for_evaluation()
+        if training:
+            collator = self.seeds.collator_of(collator)
         if self.compute_loss_func is None and not (training and self.args.task_weight == 0):
             collator = checked_labels(collator, self.student(), self.label_names)
         self.data_collator = collator
