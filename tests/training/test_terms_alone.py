@@ -5,6 +5,7 @@ import torch
 
 from hf_reprot import OTTransferTrainer
 from hf_reprot.losses import RepresentationTransport
+from hf_reprot.training.checks import check_batch_size
 from tests.toy_models import Images, vit
 from tests.training.runs import make_config, make_trainer, training_logs
 
@@ -58,7 +59,7 @@ def test_two_samples_have_no_gradient(settings):
 def test_two_samples_a_batch_are_warned_about(tmp_path, caplog):
     def said(samples=2, **settings):
         caplog.clear()
-        make_trainer(tmp_path, per_device_train_batch_size=samples, ot_weight=1.0, **settings)
+        check_batch_size(make_config(tmp_path, ot_weight=1.0, **settings), samples, [(24, 12)])
         return "With 2 samples a step" in caplog.text
 
     assert said()
