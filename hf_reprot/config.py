@@ -84,8 +84,7 @@ class OTTransferConfig(TrainingArguments):
 
     > Parameters that control the student and the teacher
 
-        student_dtype: Data type in which the student is trained: None: float32 where its weights come in half
-            precision (with a warning); "auto": as they are; or "float32", "bfloat16", "float16".
+        student_dtype: None: float32 where weights come in half precision; "auto": as they are; "bfloat16", "float16".
         teacher_model_init_kwargs: Keyword arguments for `from_pretrained` of a teacher given by name.
         teacher_dtype: Data type in which a teacher is loaded.
         teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
@@ -228,7 +227,7 @@ class OTTransferConfig(TrainingArguments):
     )
 
     student_dtype: str | None = _setting(
-        None, 'Data type that the student is trained in; left out: float32 if it is half; "auto": its own.'
+        None, 'Data type to train in; left out: float32 if it is half; "auto": its own.'
     )
     teacher_model_init_kwargs: dict | str | None = _setting(
         None, "Keyword arguments for from_pretrained of a teacher given by name (JSON on the command line)."
@@ -262,9 +261,8 @@ class OTTransferConfig(TrainingArguments):
         for name in (*weights_of_terms(type(self)), "ot_warmup_steps", "dkd_alpha", "dkd_beta"):
             if name != "ot_weight" or self.ot_weight is not None:
                 self._check_number(name, low=0)
-        self._check_number("kd_temperature", low=0, open_low=True)
-        self._check_number("ot_tolerance", low=0, open_low=True)
-        self._check_number("cost_regularisation", low=0, open_low=True)
+        for name in ("kd_temperature", "ot_tolerance", "cost_regularisation"):
+            self._check_number(name, low=0, open_low=True)
         for name in ("ot_relative_epsilon", "ot_epsilon"):
             if getattr(self, name) is not None:
                 self._check_number(name, low=0, open_low=True)
@@ -291,10 +289,8 @@ class OTTransferConfig(TrainingArguments):
         self._check_baselines()
         self._check_selection()
         self._check_auto_layers()
-        if self.student_dtype is not None:
-            check_choice("student_dtype", self.student_dtype, STUDENT_DTYPES)
-        weights = weights_of_terms(type(self))
-        if not any(map(self.takes_part, weights)):
+        check_choice("student_dtype", "auto" if self.student_dtype is None else self.student_dtype, STUDENT_DTYPES)
+        if not any(map(self.takes_part, weights := weights_of_terms(type(self)))):
             raise ValueError(f"no term takes part ({', '.join(weights)}): nothing to learn from is left")
 
     def _check_number(self, name: str, *, low: float, open_low: bool = False) -> None:
