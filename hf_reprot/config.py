@@ -261,11 +261,9 @@ class OTTransferConfig(TrainingArguments):
         for name in (*weights_of_terms(type(self)), "ot_warmup_steps", "dkd_alpha", "dkd_beta"):
             if name != "ot_weight" or self.ot_weight is not None:
                 self._check_number(name, low=0)
-        for name in ("kd_temperature", "ot_tolerance", "cost_regularisation"):
+        given = [name for name in ("ot_relative_epsilon", "ot_epsilon") if getattr(self, name) is not None]
+        for name in ("kd_temperature", "ot_tolerance", "cost_regularisation", *given):
             self._check_number(name, low=0, open_low=True)
-        for name in ("ot_relative_epsilon", "ot_epsilon"):
-            if getattr(self, name) is not None:
-                self._check_number(name, low=0, open_low=True)
         for name in ("ot_max_iterations", "ot_nonfinite_limit", "cost_fit_steps", "layer_refresh_steps", "layer_keep"):
             self._check_number(name, low=1)
         self._check_number("layer_order_prior", low=0)
