@@ -202,6 +202,19 @@ def test_the_check_of_commands_finds_mistakes(command, wrong):
 # ---- the site ----
 
 
+def test_every_object_of_the_reference_exists():
+    names = [n for page in PAGES for n in re.findall(r"^::: (\S+)$", page.read_text("utf-8"), flags=re.M)]
+    assert len(names) > 50
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        try:
+            owner = importlib.import_module(module)
+        except ModuleNotFoundError:  # of a class
+            outer, _, inner = module.rpartition(".")
+            owner = getattr(importlib.import_module(outer), inner)
+        assert getattr(owner, attribute, None) is not None, f"the reference shows {name}, which does not exist"
+
+
 def _hooks():
     spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
     module = importlib.util.module_from_spec(spec)
