@@ -80,6 +80,9 @@ METHODS: dict[str, Method] = {
     "Gaussian transport": _transport(50.0, **_GAUSSIAN),
     "rolled teacher": Method(("ot_weight", 50.0), _GAUSSIAN, rolled=True),
     "transport, then a linear head": Method(("ot_weight", 10.0), {"task_weight": 0.0}, label_free=True),
+    "transport, running moments, then a linear head": Method(
+        ("ot_weight", 10.0), {"task_weight": 0.0, "plan_momentum": 0.9}, label_free=True
+    ),
     "random pairing, then a linear head": Method(
         ("ot_weight", 10.0), {"task_weight": 0.0, "ot_method": "random"}, label_free=True
     ),
