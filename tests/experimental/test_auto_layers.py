@@ -85,11 +85,11 @@ def test_measuring_changes_nothing_but_the_pairs(tmp_path):
 def test_carried_moments_of_pairs_that_stay_go_on(tmp_path):
     trainer = make_trainer(tmp_path, plan_momentum=0.9, **{**AUTO, "max_steps": 2})
     trainer.train()
-    objective = trainer.transfer
-    known, kept = objective.running[0], objective.pairs[0]
-    other = trainer.transfer.find(AutoLayersTransport).auto.first_pairs()[0]
-    objective.set_pairs([other, kept] if other != kept else [kept])
-    assert objective.running[-1] is known
+    layers, term = trainer.transfer.layers, trainer.transfer.find(AutoLayersTransport)
+    known, kept = term.running[0], layers.pairs[0]
+    other = term.auto.first_pairs()[0]
+    layers.replace([other, kept] if other != kept else [kept])
+    assert term.running[-1] is known
     assert known.moments.count > 0
 
 

@@ -139,5 +139,5 @@ def test_a_lora_student_saves_and_resumes_as_peft_does(tmp_path):
     loaded = peft.PeftModel.from_pretrained(vit(), checkpoint)
     assert any("lora_B" in name and value.abs().sum() > 0 for name, value in loaded.state_dict().items())
     (checkpoint / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is cut off"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
         make_trainer(tmp_path, model=student(), **data, **settings).train(resume_from_checkpoint=str(checkpoint))
