@@ -92,8 +92,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "uneven, a projector": (convnext, UNEVEN | PROJECTOR | {"samples": 58, "max_steps": 2}),
     "uneven, every position": (
         vit,
-        UNEVEN
-        | {"samples": 37, "ot_positions": "all", "layer_pairs": ["vit.layers.1=resnet.encoder.stages.0"]},
+        UNEVEN | {"samples": 37, "ot_positions": "all", "layer_pairs": ["vit.layers.1=resnet.encoder.stages.0"]},
     ),
     "uneven, label-free": (vit, UNEVEN | {"samples": 42, "task_weight": 0.0}),
     "teachers of some classes, label-free": (vit, PARTIAL | {"task_weight": 0.0}),
