@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Help(str):
-    """A help text that carries what else is known of its field: parsers hand every other key of metadata to argparse."""
+    """A help text that carries what else is known of its field: parsers hand all other metadata to argparse."""
 
     facts: Mapping[str, Any]
 
