@@ -25,6 +25,7 @@ from transformers import (
     TimmWrapperForImageClassification,
     TimmWrapperModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
 from ..data.preprocessing import fixed_image_size, image_channels
@@ -175,7 +176,9 @@ def _load_student(
         check_size(auto_class, config, shapes, source=place.name)
         rest = {name: value for name, value in rest.items() if name in options} | again
         rest |= {"config": config, "use_safetensors": True, "output_loading_info": True}
-        student, report = auto_class.from_pretrained(place.path, ignore_mismatched_sizes=True, **rest)
+        # AutoBackbone itself loads from the Hub alone
+        loads = MODEL_FOR_BACKBONE_MAPPING[type(config)] if auto_class is AutoBackbone else auto_class
+        student, report = loads.from_pretrained(place.path, ignore_mismatched_sizes=True, **rest)
         missing = report.get("missing_keys") or ()
         if auto_class is AutoModel and missing and all("pooler" in key.split(".") for key in missing):
             # The checkpoint has none, so the student gets none.
