@@ -24,7 +24,8 @@ from transformers import TimmWrapperImageProcessor, TrainerCallback, set_seed
 
 from hf_reprot import ImageCollator, OTTransferConfig, OTTransferTrainer, create_timm_student, load_image_dataset
 from hf_reprot.cache import FeatureCache
-from hf_reprot.data.datasets import image_columns, label_names
+from hf_reprot.data.dataset_columns import image_columns
+from hf_reprot.data.labels import label_names
 
 RUNS = ("no teacher", "live teacher", "cache, float32", "cache, float16")
 PLAIN = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}

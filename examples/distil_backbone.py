@@ -15,7 +15,8 @@ import argparse
 from transformers import TimmWrapperImageProcessor, set_seed
 
 from hf_reprot import ImageCollator, OTTransferConfig, OTTransferTrainer, create_timm_student, load_image_dataset
-from hf_reprot.data.datasets import image_columns, label_names
+from hf_reprot.data.dataset_columns import image_columns
+from hf_reprot.data.labels import label_names
 from hf_reprot.utils.running import accuracy
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 console = Console()
 # The base of all errors of usage; typer has a copy of the package click of its own, or uses click, by its version.
-_Mistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_Mistake: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,10 +57,12 @@ def _mistake(message: str) -> int:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where pictures, table and student go.")] = Path("demo"),
-    seeds: Annotated[int, typer.Option(help="Runs of each method.", min=1)] = 5,
-    labels: Annotated[int, typer.Option(help="Labelled images that the student sees.", min=10)] = 60,
-    steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 100,
+    folder: Annotated[Path, typer.Argument(help="Output folder for the figures and the trained student.")] = Path(
+        "demo"
+    ),
+    seeds: Annotated[int, typer.Option(help="Number of seeds per method.", min=1)] = 5,
+    labels: Annotated[int, typer.Option(help="Number of labelled images for the student.", min=10)] = 60,
+    steps: Annotated[int, typer.Option(help="Training steps per run.", min=1)] = 100,
 ) -> None:
     """The main job on real images, with nothing to download: digits, a CNN teacher, a smaller ViT student."""
     from .commands.demo import run_demo
@@ -124,16 +126,18 @@ def cache(context: typer.Context) -> None:
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="Hub id or folder of a model.")],
-    b: Annotated[str, typer.Argument(help="Hub id or folder of another one.")],
+    b: Annotated[str, typer.Argument(help="Hub id or folder of the model to compare it with.")],
     dataset: Annotated[str, typer.Option(help='Images: a hub id, a folder, or "digits".')],
-    folder: Annotated[Path, typer.Option(help="Where numbers and heat maps go.")] = Path("comparison"),
-    samples: Annotated[int, typer.Option(help="Images at most.")] = 256,
-    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    folder: Annotated[Path, typer.Option(help="Output folder for the numbers and heat maps.")] = Path("comparison"),
+    samples: Annotated[int, typer.Option(help="Maximum number of images.")] = 256,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data set; default: test, validation, or the first.")
+    ] = None,
     layers: Annotated[str, typer.Option(help='"blocks", "stages" or "last".')] = "blocks",
     positions: Annotated[str, typer.Option(help='"pooled" or "all".')] = "pooled",
-    device: Annotated[str, typer.Option(help="Where the models run.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to run the models on.")] = "cpu",
 ) -> None:
-    """How two models' representations match, layer by layer, by transport between their neurons."""
+    """Compare two models' representations layer by layer, by transport between their neurons."""
     from .commands.compare import compare_models
 
     found = compare_models(
@@ -174,9 +178,9 @@ def evaluate(
 @app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help="A trained student's folder.")],
-    repository: Annotated[str | None, typer.Option(help="Repository that the card's examples name.")] = None,
+    repository: Annotated[str | None, typer.Option(help="Repository that the card's code examples refer to.")] = None,
 ) -> None:
-    """Write a student's card anew, from what its training recorded."""
+    """Regenerate a student's model card from its training record."""
     from .hub.card import rebuild_card
 
     console.print(f"wrote {rebuild_card(folder, repo_id=repository)}", highlight=False)
@@ -186,7 +190,9 @@ def card(
 def push(
     folder: Annotated[Path, typer.Argument(help="A trained student's folder.")],
     repository: Annotated[str, typer.Argument(help="name/student or organisation/student.")],
-    private: Annotated[bool | None, typer.Option(help="Whether only you see it; default: the account's.")] = None,
+    private: Annotated[
+        bool | None, typer.Option(help="Make the repository private; default: the account's setting.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
 ) -> None:
     """Push a student to the Hub in one commit. The token comes from the environment or `hf auth login`."""

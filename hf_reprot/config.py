@@ -80,7 +80,7 @@ class OTTransferConfig(TrainingArguments):
             `NeuronSelection`.
         plan_momentum: 0 solves the plan on the batch; above 0 on moments carried over steps.
         ot_global_batch: Match neurons on the samples of all processes.
-        ot_nonfinite_limit: Steps in a row with a non-finite transport term after which training stops with an error.
+        ot_nonfinite_limit: Number of consecutive steps with a non-finite transport term after which training stops.
 
     > Parameters that control the student and the teacher
 
@@ -94,7 +94,7 @@ class OTTransferConfig(TrainingArguments):
         evaluate_representation: Evaluations run the teachers, too, and measure frozen representations: `eval_ot_loss`
             and, with labels, what `hf_reprot.models.probing` does (`eval_knn_accuracy`, ...), of student and teacher.
 
-        image_column, label_column: Columns of the raw images and of their labels; left out: found by name and type
+        image_column, label_column: Columns of the raw images and of their labels; default: found by name and type
             (`hf_reprot.data.dataset_columns.find_columns`).
     """
 
@@ -103,7 +103,7 @@ class OTTransferConfig(TrainingArguments):
     )
     ot_weight: float | None = _setting(
         None,
-        "Weight of the transport term; left out: 10 where the teacher knows the student's task, or else 1.",
+        "Weight of the transport term; default: 10 if the teacher knows the student's task, else 1.",
         term="transport (weighted mean over the matched layers)",
         needs="layers",
     )
@@ -120,7 +120,7 @@ class OTTransferConfig(TrainingArguments):
 
     feature_loss: str | None = _setting(
         None,
-        "A feature loss on the layer pairs, beside transport or, with ot_weight 0, instead of it.",
+        "A feature loss on the layer pairs, in addition to transport or, with ot_weight 0, instead of it.",
         choices=list(FEATURE_LOSSES),
         of_loss=True,
     )
@@ -156,14 +156,14 @@ class OTTransferConfig(TrainingArguments):
         '"layer4=vit.layers.11"), "stage:i" or "block:i". Behind a path, ":input" takes what goes into the module, and '
         '":nchw", ":nhwc" or ":prefixN" says what its axes are where the model does not show it.',
     )
-    layer_refresh_steps: int = _setting(100, 'layer_pairs="auto": steps after which the layers are matched anew.')
-    layer_keep: int = _setting(2, 'layer_pairs="auto": teacher layers of each student layer that are kept, at most.')
+    layer_refresh_steps: int = _setting(100, 'layer_pairs="auto": steps between two matchings of the layers.')
+    layer_keep: int = _setting(2, 'layer_pairs="auto": maximum number of teacher layers kept per student layer.')
     layer_order_prior: float = _setting(
         0.0, 'layer_pairs="auto": weight of (difference in relative depth)^2 in the cost of a pair; 0: order is found.'
     )
     layer_samples: int = _setting(256, 'layer_pairs="auto": training samples that layers are measured on.')
     ot_positions: str = _setting(
-        "pooled", 'Samples: "pooled" (one an image or text) or "all" (every position).', choices=list(POSITIONS)
+        "pooled", 'Samples: "pooled" (one per image or text) or "all" (every position).', choices=list(POSITIONS)
     )
     ot_tokens: str = _setting(
         "auto",
@@ -202,12 +202,12 @@ class OTTransferConfig(TrainingArguments):
     ot_epsilon: float | None = _setting(None, "The same in units of the cost; overrides ot_relative_epsilon.")
     ot_debiased: bool = _setting(False, "Use the Sinkhorn divergence: the value less half of the two self terms.")
     ot_tolerance: float = _setting(1e-3, "L1 error of the marginals at which the solver stops.")
-    ot_max_iterations: int = _setting(1000, "Sweeps of the solver at most.")
+    ot_max_iterations: int = _setting(1000, "Maximum number of Sinkhorn iterations.")
     ot_dead_neurons: str = _setting(
         "keep", '"keep", or "ignore": neurons constant over the samples get weight 0.', choices=list(DEAD_NEURONS)
     )
     select_k: float | None = _setting(
-        None, "How many neurons of each teacher layer carry the mass, or which share (below 1); None: all of them."
+        None, "Number of neurons of each teacher layer that carry the mass, or their fraction (below 1); None: all."
     )
     select_by: str = _setting(
         "task",
@@ -221,9 +221,9 @@ class OTTransferConfig(TrainingArguments):
     plan_momentum: float = _setting(
         0.0, "0: the plan comes from the batch; in (0, 1): from moments carried over steps with this momentum."
     )
-    ot_global_batch: bool = _setting(True, "Match neurons on the samples of all processes, not on each one's own.")
+    ot_global_batch: bool = _setting(True, "Match neurons on the samples of all processes, not of each process alone.")
     ot_nonfinite_limit: int = _setting(
-        10, "Steps in a row with a non-finite transport term after which training stops with an error."
+        10, "Number of consecutive steps with a non-finite transport term after which training stops with an error."
     )
 
     student_dtype: str | None = _setting(
@@ -232,20 +232,20 @@ class OTTransferConfig(TrainingArguments):
     teacher_model_init_kwargs: dict | str | None = _setting(
         None, "Keyword arguments for from_pretrained of a teacher given by name (JSON on the command line)."
     )
-    teacher_dtype: str | None = _setting(None, 'Data type in which a teacher is loaded, such as "bfloat16".')
+    teacher_dtype: str | None = _setting(None, 'Data type to load teachers in, such as "bfloat16".')
     teacher_sharded: bool = _setting(
-        False, "Spread each teacher's weights over all processes; every forward pass gathers them block by block."
+        False, "Shard each teacher's weights over all processes; every forward pass gathers them block by block."
     )
 
     evaluate_representation: bool | None = _setting(
         None, "In evaluation, measure the representation: transport, k-NN, linear probe; left out: if task_weight is 0."
     )
     image_column: str | None = _setting(
-        None, "Column of the images; left out: the one of type Image, usual names (image, img, jpg, ...) first."
+        None, "Column of the images; default: the one of type Image, usual names (image, img, jpg, ...) first."
     )
     label_column: str | None = _setting(
         None,
-        "Column of the labels; left out: the first with a usual name (label, labels, class, target, fine_label, ...) "
+        "Column of the labels; default: the first with a usual name (label, labels, class, target, fine_label, ...) "
         "and a type of labels, or else the only one of type ClassLabel.",
     )
 

@@ -24,8 +24,8 @@ from examples.carriers.fetch import cache_folder
 from hf_reprot import OTTransferConfig, OTTransferTrainer, load_student
 from hf_reprot.features.activations import pair_neurons
 from hf_reprot.features.pairs import resolve_layer
+from hf_reprot.features.tables import evaluating
 from hf_reprot.features.taps import Taps
-from hf_reprot.models.student import evaluating
 from hf_reprot.utils.running import accuracy, quiet
 
 from . import images as images_module

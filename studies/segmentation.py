@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.functional import pil_to_tensor
 
+from hf_reprot.features.tables import evaluating
 from hf_reprot.features.taps import Taps
-from hf_reprot.models.student import evaluating
 
 
 class Segmenter(nn.Module):

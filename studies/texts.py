@@ -22,8 +22,8 @@ from transformers import (
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
 from hf_reprot.features.activations import pooled_neurons
+from hf_reprot.features.tables import evaluating
 from hf_reprot.features.taps import Taps
-from hf_reprot.models.student import evaluating
 
 LENGTH = 32  # tokens at most
 _BATCH = 50

@@ -61,7 +61,7 @@ def test_trains_by_a_recipe_and_flags(tmp_path, teacher):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--ot_wieght", "1"], "did you mean --ot_weight"),
+        (["train", "--ot_wieght", "1"], "Did you mean '--ot_weight'"),
         (["train", "--ot_weight", "much"], "invalid float value: 'much'"),
         (["train", "no-such.yaml"], "no-such.yaml cannot be read"),
         (["train", "--output_dir", "x"], "no student given"),
@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
 
 def test_a_recipe_with_a_misspelt_setting_or_another_shape(tmp_path):
     (tmp_path / "a.yaml").write_text("student: x\not_wieght: 1\n")
-    assert "did you mean 'ot_weight'" in _run("train", "a.yaml", folder=tmp_path, code=2).stderr
+    assert "Did you mean 'ot_weight'" in _run("train", "a.yaml", folder=tmp_path, code=2).stderr
     (tmp_path / "b.yaml").write_text("- a list\n")
     assert "must be a mapping" in _run("train", "b.yaml", folder=tmp_path, code=2).stderr
     (tmp_path / "c.yaml").write_text("student: !!python/object/apply:os.system ['touch pwned']\n")

@@ -37,6 +37,23 @@ def test_imports_point_down_and_files_are_small(path):
     assert _imports(path) <= set(below), sorted(_imports(path) - set(below))
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_lists_only_what_it_defines(path):
+    """A name has one import path: only packages gather names, those that a user needs."""
+    if path.name == "__init__.py":
+        return
+    tree = ast.parse(path.read_text("utf-8"))
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    listed = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+    ]
+    assert not imported & {name for names in listed for name in names}
+
+
 @pytest.mark.parametrize("module", ["hf_reprot", "hf_reprot.ot", "hf_reprot.losses"])
 def test_the_core_works_without_the_libraries_around_it(module):
     script = (

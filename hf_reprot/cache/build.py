@@ -1,4 +1,4 @@
-"""`build_features`: runs a teacher over a data set, once, for a `FeatureCache`."""
+"""Runs a teacher over a data set, once, for a `FeatureCache`: what `FeatureCache.build` does."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from ..utils.messages import check_choice
 from .builder import Builder, rows_and_collator
 from .reading import Reader
 from .shards import DTYPES
-from .store import FeatureCache
 from .views import views_of
 
 
-def build_features(
+def write_features(
     teacher: Any,
     dataset: Any,
     folder: str | os.PathLike,
@@ -39,12 +38,12 @@ def build_features(
     num_workers: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
-) -> FeatureCache:
+) -> Path:
     """Runs a teacher over a data set and writes what its layers give.
 
-    Shards appear whole or not at all. A build that was killed, or ran out of disk, goes on where it stopped when it is
-    started again; no whole shard is computed twice. Any number of processes may build in one folder at the same time
-    (start the same program several times, or with torchrun): each takes shards that nobody works on.
+    Shards are written atomically. A build that was killed, or ran out of disk space, resumes where it stopped when it
+    is started again; no complete shard is computed twice. Any number of processes may build in one folder at the same
+    time (start the same program several times, or with torchrun): each takes shards that nobody works on.
 
     Training from a float32 cache equals training with the live teacher on the same views: bit for bit where
     `batch_size` is the run's `per_device_train_batch_size`, the device, the number of threads and the libraries are the
@@ -72,7 +71,7 @@ def build_features(
         progress: Show a progress bar.
 
     Returns:
-        The cache, open. Where several processes build, each returns when all shards are there.
+        The folder. Where several processes build, each returns when all shards are there.
 
     Raises:
         ValueError: an empty data set, unknown layers, a data type too small for the values, an augmentation that
@@ -80,7 +79,8 @@ def build_features(
         CacheError: the folder holds another build (what differs is named).
         OSError: the folder cannot be written to, or the disk is full.
 
-    Example: see `FeatureCache`; with images, `build_features(teacher, train, "features", processor=processor)`.
+    Example: see `FeatureCache`; with images,
+    `FeatureCache.build(teacher, train, "features", processor=processor)`.
     """
     check_choice("dtype", dtype, list(DTYPES))
     check_choice("tokens", tokens, list(TOKENS))
@@ -99,15 +99,23 @@ def build_features(
     dataset, collator = rows_and_collator(dataset, collator, processor)
     pixels = Preprocessing.of(processor) or Preprocessing.of(getattr(collator, "processor", None))
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    kinds = {"dtype": dtype, "positions": positions, "tokens": tokens, "logits": logits}
-    reader = Reader(teacher, wanted, preprocessing=pixels, batch_size=batch_size, **kinds)
+    reader = Reader(
+        teacher,
+        wanted,
+        dtype=dtype,
+        positions=positions,
+        tokens=tokens,
+        preprocessing=pixels,
+        batch_size=batch_size,
+        logits=logits,
+    )
     try:
         builder = Builder(folder, reader, dataset, collator, views_of(collator, epochs, seed), num_workers)
         builder.settle(pixels, shard_rows)
         builder.run(progress)
     finally:
         reader.close()
-    return FeatureCache(folder, verify=False)
+    return folder
 
 
 def _made_folder(folder: str | os.PathLike) -> Path:

@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader, Subset
 from transformers import BaseImageProcessor, default_data_collator
 
 from ..data.collator import ImageCollator
-from ..data.datasets import image_columns, is_transformed, leave_encoded
+from ..data.dataset_columns import image_columns, is_transformed
+from ..data.datasets import leave_encoded
 from ..data.preprocessing import Preprocessing
+from ..hub.facts import DataFacts
 from ..hub.provenance import data_facts, teacher_facts
 from ..models.modules import class_names
 from .keys import content_hash, row_keys, source_hashes, weights_hash
@@ -82,7 +84,7 @@ class Builder:
             positions=self.reader.positions,
             tokens=self.reader.tokens,
             views=self.views,
-            data=data_facts(self.dataset),
+            data=data_facts(self.dataset) or DataFacts(type(self.dataset).__name__, len(self.dataset)),
             rows=len(self.dataset),
             sample=self._sample(),
             batch_size=batch,

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from ..config import OTTransferConfig
-from ..data.datasets import is_transformed
+from ..data.dataset_columns import is_transformed
 from ..features.pairs import LayerPair
 from ..models.loading import commit_of
-from ..models.spec import PARTS
+from ..models.spec import PARTS, parse_teacher
 from ..models.teacher import Teacher
-from .collator import CachedCollator
+from ..utils.hub_ids import split_revision
 from .keys import weights_hash
 from .manifest import CacheError, PixelFacts
 from .store import FeatureCache
-from .teacher import CachedTaps, CachedTeacher, teacher_taps
+from .teacher import CachedTeacher
 
 _SAMPLED_ROWS = 16
 
@@ -123,22 +123,21 @@ def _taken_apart(source: Any) -> tuple[Any, dict[str, Any]]:
     """A teacher as `teacher_model` names it, and the part that it plays among several."""
     if isinstance(source, Teacher):
         return source, {name: getattr(source, name) for name in PARTS}
-    if not isinstance(source, Mapping):
-        return source, {}
-    part = {name: value for name, value in source.items() if name != "id" and value is not None}
+    unnamed = isinstance(source, Mapping) and source.get("id") is None  # the cache says which teacher it is
+    given, part = parse_teacher({**source, "id": ""} if unnamed else source)
     for name in part:
         if name not in PARTS:
             raise ValueError(f"teacher: with teacher_features, {name!r} is said when the cache is built, not here")
-    return source.get("id"), part
+    return None if unnamed else given, part
 
 
 def _check_teacher(cache: FeatureCache, teacher: Any, args: OTTransferConfig) -> None:
     """Whether a cache is of the teacher that a run names; a hub id is compared without loading anything."""
     facts = cache.settings.teacher
     if isinstance(teacher, str) and not os.path.exists(os.path.expanduser(teacher)) and facts.origin == "hub":
-        repo, _, revision = teacher.removeprefix("hf-hub:").removeprefix("hf_hub:").partition("@")
         options = args.teacher_model_init_kwargs or {}
-        revision = revision or (options.get("revision") if isinstance(options, dict) else None)
+        given = options.get("revision") if isinstance(options, dict) else None
+        repo, revision = split_revision(teacher, given, title="the teacher", setting="teacher_model_init_kwargs")
         if repo != facts.name:
             raise CacheError(f"the feature cache {cache.title} is of the teacher {cache.settings.title}, not of {repo}")
         if revision and not re.fullmatch("[0-9a-f]{40}", revision):
@@ -184,14 +183,3 @@ def _check_settings(cache: FeatureCache, args: OTTransferConfig) -> None:
             )
     if args.kd_weight > 0 and settings.classes is None:
         raise CacheError(f"kd_weight is above 0, and the feature cache {cache.title} holds no logits: set kd_weight=0")
-
-
-__all__ = [
-    "CachedCollator",
-    "CachedTaps",
-    "CachedTeacher",
-    "cached_teachers",
-    "check_data",
-    "check_layers",
-    "teacher_taps",
-]

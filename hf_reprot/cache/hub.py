@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi, get_token
 from huggingface_hub import snapshot_download as download
@@ -15,21 +15,21 @@ from ..hub.errors import HubError, explain
 from ..hub.licenses import License
 from ..hub.markdown import cell, data_link, model_link
 from ..hub.privacy import redact
-from .manifest import MANIFEST, SETTINGS, CacheError
-
-if TYPE_CHECKING:
-    from .store import FeatureCache
+from ..utils.hub_ids import split_revision
+from .manifest import MANIFEST, SETTINGS, CacheError, Manifest
+from .shards import Shard
 
 CARD = "README.md"
 _CLIENT = "hf_reprot"
 _SHARDS = re.compile(r"view\d{4}-row\d{10}\.safetensors")
 
 
-def push(cache: FeatureCache, repo_id: str, *, private: bool = True, revision: str | None = None) -> str:
+def push(folder: Path, manifest: Manifest, repo_id: str, *, private: bool = True, revision: str | None = None) -> str:
     """Pushes a cache, with a card, in one commit; shards of an earlier cache there are deleted by the same commit.
 
     Args:
-        cache: The cache. Every file is compared with its checksum first.
+        folder: Where the cache lies. Every file is compared with its checksum first.
+        manifest: What is in it.
         repo_id: "name/features" or "organisation/features".
         private: Whether only you (or the organisation) see it. It is the default: features can tell what an image
             shows, nearly as well as the image.
@@ -42,8 +42,8 @@ def push(cache: FeatureCache, repo_id: str, *, private: bool = True, revision: s
         CacheError: a file is not what the manifest says.
         HubError: the Hub cannot be reached or refuses; or the repository is public and `private` is True.
     """
-    for shard in cache._shards:
-        shard.verify()
+    for facts in manifest.shards:
+        Shard(folder / facts.file, facts, manifest.settings).verify()
     token = get_token()
     if token is None:
         raise explain(LocalTokenNotFoundError(), repo_id, token=None)
@@ -55,9 +55,9 @@ def push(cache: FeatureCache, repo_id: str, *, private: bool = True, revision: s
         seen = api.dataset_info(repo_id, revision=revision)
         if private and not seen.private:
             raise HubError(f"{repo_id} exists and is public, but private=True was asked for: nothing was pushed")
-        names = [MANIFEST, SETTINGS, *(facts.file for facts in cache.manifest.shards)]
-        operations = [CommitOperationAdd(name, str(cache.folder / name)) for name in names]
-        operations.append(CommitOperationAdd(CARD, card(cache, repo_id).encode()))
+        names = [MANIFEST, SETTINGS, *(facts.file for facts in manifest.shards)]
+        operations = [CommitOperationAdd(name, str(folder / name)) for name in names]
+        operations.append(CommitOperationAdd(CARD, card(manifest, repo_id).encode()))
         present = [sibling.rfilename for sibling in seen.siblings or ()]
         gone = [name for name in present if _SHARDS.fullmatch(name) and name not in names]
         return api.create_commit(
@@ -65,7 +65,7 @@ def push(cache: FeatureCache, repo_id: str, *, private: bool = True, revision: s
             [*operations, *(CommitOperationDelete(name) for name in gone)],
             repo_type="dataset",
             revision=revision,
-            commit_message=f"Features of {cache.settings.title}",
+            commit_message=f"Features of {manifest.settings.title}",
             parent_commit=seen.sha,
         ).oid
     except HubError:
@@ -87,13 +87,13 @@ def fetch(source: str, cache_dir: str | os.PathLike | None = None) -> tuple[Path
     Raises:
         CacheError: there is no such repository or revision, it cannot be reached, or it holds no cache.
     """
-    repo, _, revision = source.partition("@")
+    repo, revision = split_revision(source)
     try:
         folder = download(
             repo,
             repo_type="dataset",
-            revision=revision or None,
-            cache_dir=cache_dir,
+            revision=revision,
+            cache_dir=Path(cache_dir) if cache_dir is not None else None,
             allow_patterns=[MANIFEST, SETTINGS, CARD, "view*.safetensors"],
         )
     except Exception as error:  # no network, no repository, no right: the client has a class for each
@@ -104,14 +104,15 @@ def fetch(source: str, cache_dir: str | os.PathLike | None = None) -> tuple[Path
     return Path(folder), Path(folder).name
 
 
-def card(cache: FeatureCache, repo_id: str) -> str:
+def card(manifest: Manifest, repo_id: str) -> str:
     """The card of the repository."""
-    settings = cache.settings
+    settings = manifest.settings
     licence = settings.data.license or License("other", "that of the data and of the teacher")
+    terms: dict[str, Any] = licence.metadata()
     front = DatasetCardData(
         tags=["hf_reprot", "feature-cache"],
         source_datasets=[settings.data.repo] if settings.data.repo else None,
-        **licence.metadata(),
+        **terms,
     )
     kept = "every position" if settings.positions else f"pooled ({settings.tokens})"
     said = settings.teacher.license.title if settings.teacher.license is not None else "not known"
@@ -127,7 +128,7 @@ def card(cache: FeatureCache, repo_id: str) -> str:
 # Features of {cell(settings.teacher.name)} on {cell(settings.data.name)}
 
 What layers of a teacher give for the images (or texts) of a data set, computed once, to train students from without
-the teacher. {len(cache):,} rows, {settings.dtype}, {kept}, {cache.bytes / 1e6:,.1f} MB.
+the teacher. {manifest.rows:,} rows, {settings.dtype}, {kept}, {manifest.bytes / 1e6:,.1f} MB.
 
 > [!WARNING]
 > Features can tell what the images or texts show, nearly as well as these themselves: share them only where you may
@@ -140,7 +141,7 @@ the teacher. {len(cache):,} rows, {settings.dtype}, {kept}, {cache.bytes / 1e6:,
 | Data | {data_link(settings.data)} |
 | Licence of the data | {cell(data_said)} |
 | Licence of the teacher | {cell(said)} |
-| This cache (SHA-256) | `{cache.digest}` |
+| This cache (SHA-256) | `{manifest.digest}` |
 
 | Layer | One row |
 |---|---|

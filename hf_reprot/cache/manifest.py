@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from ..features.activations import Activation
 from ..features.layout import Tokens
 from ..hub.facts import DataFacts, ModelFacts
 from ..hub.privacy import public
+from ..utils.files import write_whole
 from ..utils.strict_json import from_mapping
 from .views import View
 
@@ -68,7 +68,7 @@ class LayerFacts:
 
     def activation(self, tensor: Any) -> Activation:
         """What the live teacher's tap would have given, around a tensor (n, *shape)."""
-        grid, whole = (tuple(g) if g is not None else None for g in (self.grid, self.tokens_grid))
+        grid, whole = _size(self.grid), _size(self.tokens_grid)
         tokens = Tokens(self.modality, self.tokens_prefix, self.class_token, whole, self.in_rows, self.embedding)
         return Activation(tensor, self.layout, self.name, tokens, self.prefix, grid, self.reads_class)
 
@@ -87,13 +87,19 @@ class PixelFacts:
         """The facts of a preprocessing; None for None."""
         if preprocessing is None:
             return None
-        known = (preprocessing.mean, preprocessing.std, preprocessing.size)
-        return cls(*(list(values) if values is not None else None for values in known), preprocessing.bgr)
+        mean, std, size = preprocessing.mean, preprocessing.std, preprocessing.size
+        return cls(
+            list(mean) if mean is not None else None,
+            list(std) if std is not None else None,
+            list(size) if size is not None else None,
+            preprocessing.bgr,
+        )
 
     def preprocessing(self) -> Preprocessing:
         """The `Preprocessing` that these are the facts of."""
-        mean, std, size = (tuple(v) if v is not None else None for v in (self.mean, self.std, self.size))
-        return Preprocessing(mean, std, size, self.bgr)
+        mean = tuple(self.mean) if self.mean is not None else None
+        std = tuple(self.std) if self.std is not None else None
+        return Preprocessing(mean, std, _size(self.size), self.bgr)
 
 
 @dataclass
@@ -186,6 +192,16 @@ class Manifest:
     shards: list[ShardFacts]
     digest: str = ""
 
+    @property
+    def rows(self) -> int:
+        """Number of rows, over all views."""
+        return sum(facts.rows for facts in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the shards on the disk."""
+        return sum(facts.bytes for facts in self.shards)
+
     def computed_digest(self) -> str:
         """What `digest` must be."""
         return digest_of(asdict(self))
@@ -231,27 +247,15 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 def write_json(path: Path, value: Any) -> None:
     """A dataclass into a file, whole or not at all."""
-    write_whole(path, (json.dumps(asdict(value), indent=1) + "\n").encode())
+    write_whole(path, json.dumps(asdict(value), indent=1) + "\n", durable=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Bytes into a file, which is there whole, and on the disk, or not at all."""
-    waiting = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with waiting.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(waiting, path)
-    except BaseException:
-        waiting.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the new name, too, survives a power cut
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def _size(numbers: Sequence[int] | None) -> tuple[int, int] | None:
+    """(height, width), which JSON keeps as a list."""
+    if numbers is None:
+        return None
+    height, width = numbers
+    return height, width
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

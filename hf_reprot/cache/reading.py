@@ -11,10 +11,10 @@ from torch import Tensor
 from ..data.columns import TEACHER_PREFIX
 from ..data.preprocessing import Preprocessing
 from ..features.activations import Activation, pooled_neurons
-from ..features.architecture import block_layers, last_layer, stage_layers
+from ..features.architecture import named_layers
 from ..features.pairs import resolve_layer
 from ..features.paths import LayerName, core, modules_by_path, unwrap
-from ..features.taps import Taps
+from ..features.tables import TappedModel
 from ..models.teacher import Teacher
 from .manifest import LayerFacts
 from .shards import DTYPES, LOGITS
@@ -56,7 +56,7 @@ class Reader:
         self.model = unwrap(teacher.model)
         self.named = named_layers(self.model)
         self.layers = self._resolved(layers)
-        self.taps = Taps(self.model, self.layers)
+        self.tapped = TappedModel(self.model, self.layers)
         self.facts: list[LayerFacts] = []
         self.columns: list[str] = []
 
@@ -73,7 +73,7 @@ class Reader:
         return list(dict.fromkeys(found))
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Features of a batch with `batch_size` rows or fewer, on the CPU: one tensor a layer, in order, and logits.
+        """Features of a batch with `batch_size` rows or fewer, on the CPU: one tensor per layer, in order, and logits.
 
         Raises:
             ValueError: a layer whose shape changes from batch to batch, or values that the data type cannot hold.
@@ -85,9 +85,7 @@ class Reader:
         taken = self.teacher.inputs_for(inputs, self.preprocessing)
         if not self.columns:
             self.columns = [own if (own := TEACHER_PREFIX + name) in batch else name for name in taken]
-        with torch.no_grad(), self.taps.recording():
-            logits = self.teacher(taken)
-        caught = self.taps.take()
+        logits, caught = self.tapped.run(lambda: self.teacher(taken))
         mask = inputs.get("teacher_attention_mask", inputs.get("attention_mask"))
         kept = {f"layer{i}": self._kept(caught[name], mask) for i, name in enumerate(self.layers)}
         if not self.facts:
@@ -146,24 +144,7 @@ class Reader:
 
     def close(self) -> None:
         """Takes the taps off the teacher."""
-        self.taps.close()
-
-
-def named_layers(model: Any) -> dict[str, list[str]]:
-    """Which layers the words "last", "stages" and "blocks" stand for in a model, where it has them."""
-    found = {}
-    words = {
-        "last": lambda: [last_layer(model)],
-        "last, all positions": lambda: [last_layer(model, "all")],
-        "stages": lambda: stage_layers(model),
-        "blocks": lambda: block_layers(model),
-    }
-    for word, ask in words.items():
-        try:
-            found[word] = ask()
-        except ValueError:  # a model of no known make: layers are named by path
-            continue
-    return found
+        self.tapped.close()
 
 
 def paths_of(model: Any) -> list[str]:

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..utils.files import write_whole
 from ..utils.safetensors_only import check_file
 from .keys import KEY_BYTES
-from .manifest import CacheError, Settings, ShardFacts, write_json, write_whole
+from .manifest import CacheError, Settings, ShardFacts, write_json
 
 KEYS, SOURCES, CHECKS, LOGITS = "keys", "sources", "checks", "logits"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -66,7 +67,7 @@ def write_shard(
     )
     # The checksum first: a shard counts once both are there.
     write_json(folder / f"{facts.file}.json", facts)
-    write_whole(folder / facts.file, content)
+    write_whole(folder / facts.file, content, durable=True)
     return facts
 
 
@@ -74,7 +75,7 @@ def row_check(key: bytes, values: Sequence[np.ndarray]) -> int:
     """CRC-32 over a row's address and all of its features."""
     check = zlib.crc32(key)
     for value in values:
-        check = zlib.crc32(memoryview(np.ascontiguousarray(value)).cast("B"), check)
+        check = zlib.crc32(np.ascontiguousarray(value).data.cast("B"), check)
     return check
 
 
@@ -107,8 +108,8 @@ class Shard:
         wanted = {KEYS: ("U8", (KEY_BYTES,)), SOURCES: ("U8", (KEY_BYTES,)), CHECKS: ("I64", ())}
         wanted |= {name: (dtype, shape) for name, shape in feature_names(settings).items()}
         start, header = self._header()
-        kinds = {"U8": np.dtype("u1"), "I64": np.dtype("<i8"), dtype: raw}
-        self.arrays = {}
+        kinds: dict[str, np.dtype] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8"), dtype: raw}
+        self.arrays: dict[str, np.ndarray] = {}
         for name, (kind, shape) in wanted.items():
             entry = header.get(name, {})
             if entry.get("dtype") != kind or tuple(entry.get("shape", ())) != (facts.rows, *shape):
@@ -137,7 +138,7 @@ class Shard:
         Raises:
             CacheError: a bit is another one.
         """
-        found = hashlib.sha256(self._map).hexdigest()
+        found = hashlib.sha256(self._map.data).hexdigest()
         if found != self.facts.sha256:
             raise CacheError(
                 f"the shard {self.facts.file} is damaged: its SHA-256 is {found[:12]}..., and the manifest says "

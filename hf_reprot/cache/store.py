@@ -13,10 +13,12 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
+from ..utils.hub_ids import split_revision
 from .keys import KEY_BYTES
 from .manifest import MANIFEST, SETTINGS, CacheError, LayerFacts, Manifest, Settings, read_json
 from .shards import DTYPES, KEYS, LOGITS, SOURCES, Shard, feature_names, shard_name, tensor_of
 
+RowKey = bytes  # the hash that a row is found by
 _KEY = np.dtype(f"S{KEY_BYTES}")
 
 
@@ -59,6 +61,9 @@ class FeatureCache:
         name: str | None = None,
         revision: str | None = None,
     ):
+        self._open(folder, verify, name, revision)
+
+    def _open(self, folder: str | os.PathLike, verify: bool, name: str | None, revision: str | None) -> None:
         self.folder = Path(folder)
         self.name, self.revision = name, revision
         self.manifest = _read_manifest(self.folder)
@@ -80,10 +85,11 @@ class FeatureCache:
 
     @classmethod
     def build(cls, teacher: Any, dataset: Any, folder: str | os.PathLike, **options: Any) -> FeatureCache:
-        """Runs a teacher over a data set and writes what its layers give: see `hf_reprot.cache.build_features`."""
-        from .build import build_features
+        """Runs a teacher over a data set and writes what its layers give: see
+        `hf_reprot.cache.build.write_features`."""
+        from .build import write_features
 
-        return build_features(teacher, dataset, folder, **options)
+        return cls(write_features(teacher, dataset, folder, **options), verify=False)
 
     @classmethod
     def open(cls, source: FeatureCache | str | os.PathLike, *, verify: bool = True) -> FeatureCache:
@@ -91,12 +97,9 @@ class FeatureCache:
         if isinstance(source, FeatureCache):
             return source
         folder = Path(source).expanduser()
-        looks_like_hub = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "~", "/"))
-        return (
-            cls.from_hub(source, verify=verify)
-            if looks_like_hub and not folder.exists()
-            else cls(folder, verify=verify)
-        )
+        if isinstance(source, str) and source.count("/") == 1 and source[0] not in ".~/" and not folder.exists():
+            return cls.from_hub(source, verify=verify)
+        return cls(folder, verify=verify)
 
     @classmethod
     def from_hub(cls, source: str, *, verify: bool = True, cache_dir: str | os.PathLike | None = None) -> FeatureCache:
@@ -104,13 +107,13 @@ class FeatureCache:
         from .hub import fetch
 
         folder, commit = fetch(source, cache_dir=cache_dir)
-        return cls(folder, verify=verify, name=source.partition("@")[0], revision=commit)
+        return cls(folder, verify=verify, name=split_revision(source)[0], revision=commit)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, revision: str | None = None) -> str:
         """Pushes the cache as a data set repository, in one commit: see `hf_reprot.cache.hub.push`."""
         from .hub import push
 
-        return push(self, repo_id, private=private, revision=revision)
+        return push(self.folder, self.manifest, repo_id, private=private, revision=revision)
 
     # ---- what it is ----
 
@@ -126,7 +129,7 @@ class FeatureCache:
 
     @property
     def title(self) -> str:
-        """What a message calls it."""
+        """Its name in messages: the repository or the folder."""
         return self.name or str(self.folder)
 
     @property
@@ -136,11 +139,11 @@ class FeatureCache:
 
     @property
     def bytes(self) -> int:
-        """Size of the shards on the disk."""
-        return sum(facts.bytes for facts in self.manifest.shards)
+        """Size of the shards on disk, in bytes."""
+        return self.manifest.bytes
 
     def facts(self) -> dict[str, str]:
-        """What it is, in words, for a table."""
+        """A summary of the cache, for a table."""
         settings = self.settings
         layers = [f"{layer.name} ({' x '.join(map(str, layer.shape))})" for layer in settings.layers]
         layers += [f"logits ({settings.classes})"] if settings.classes is not None else []
@@ -165,25 +168,25 @@ class FeatureCache:
         return {"folder": self.folder, "name": self.name, "revision": self.revision, "digest": self.digest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"], verify=False, name=state["name"], revision=state["revision"])
+        self._open(state["folder"], verify=False, name=state["name"], revision=state["revision"])
         if self.digest != state["digest"]:
             raise CacheError(f"the cache {self.title} has changed since it was opened")
 
     # ---- rows ----
 
-    def keys_of(self, batch: Mapping[str, Any]) -> list[bytes]:
+    def keys_of(self, batch: Mapping[str, Any]) -> list[RowKey]:
         """The address of each row of a batch, as a collator made it for the student."""
         from .keys import row_keys
 
         return row_keys(batch, self.settings.columns)
 
-    def find(self, keys: Sequence[bytes]) -> np.ndarray:
+    def find(self, keys: Sequence[RowKey]) -> np.ndarray:
         """The number of the row that each key leads to; -1 for a key that is not in the cache."""
         wanted = np.frombuffer(b"".join(keys), dtype=_KEY)
         place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         return np.where(self._keys[place] == wanted, self._order[place], -1)
 
-    def knows_source(self, source: bytes) -> bool:
+    def knows_source(self, source: RowKey) -> bool:
         """Whether some view of an example is in the cache."""
         if self._sources is None:
             sources = np.concatenate([shard.arrays[SOURCES] for shard in self._shards]).reshape(-1).view(_KEY)
@@ -192,7 +195,7 @@ class FeatureCache:
         place = min(int(np.searchsorted(self._sources, wanted)[0]), len(self._sources) - 1)
         return bool(self._sources[place] == wanted[0])
 
-    def read(self, keys: Sequence[bytes]) -> dict[str, Tensor]:
+    def read(self, keys: Sequence[RowKey]) -> dict[str, Tensor]:
         """The features of some rows: (n, *shape) of each layer by its name, and "logits" where they are cached.
 
         Raises:

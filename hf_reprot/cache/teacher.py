@@ -1,4 +1,4 @@
-"""A cached teacher is a teacher: what its layers give comes with the batch."""
+"""A cached teacher is a teacher: the activations of its layers come with the batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..data.preprocessing import Preprocessing
 from ..features.activations import Activation
-from ..features.taps import Taps
 from ..models.teacher import Teacher
 from .collator import column_name
 from .shards import LOGITS
@@ -21,7 +20,7 @@ from .store import FeatureCache
 
 
 class CachedTeacher(Teacher):
-    """Stands where a teacher would: what its layers give comes with the batch. It has no weights.
+    """A teacher without weights: the activations of its layers come with the batch, from a feature cache.
 
     Args:
         cache: The cache.
@@ -70,6 +69,10 @@ class CachedTeacher(Teacher):
         self._caught = {name: layer.activation(values[name]) for name, layer in self.cache.layers.items()}
         return values.get(LOGITS)
 
+    def taps(self, layers: Sequence[str]) -> CachedTaps:
+        """Gives the layers of the batch that the teacher was last called with."""
+        return CachedTaps(self, layers)
+
     def check_input(self, inputs: Mapping[str, Any], preprocessing: Preprocessing | None = None) -> None:
         """Nothing runs, so nothing can refuse a batch."""
 
@@ -84,17 +87,18 @@ class CachedModel(nn.Module):
     def __init__(self, cache: FeatureCache):
         super().__init__()
         settings = cache.settings
-        self.named_layers = settings.named  # read by `last_layer`, `stage_layers` and `block_layers`
+        self.named_layers = settings.named  # as `DeclaresLayers` asks
         self.base_model_prefix = settings.base_model_prefix
         names = dict(enumerate(settings.class_names or ()))
         self.config = SimpleNamespace(id2label=names, num_labels=settings.classes)
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # moves with `to`, and tells the device
         for path in settings.modules:
-            parent = self
+            parent: nn.Module = self
             for segment in path.split("."):
-                if segment not in parent._modules:
-                    parent._modules[segment] = nn.Identity()
-                parent = parent._modules[segment]
+                child = parent._modules.get(segment)
+                if child is None:
+                    child = parent._modules[segment] = nn.Identity()
+                parent = child
 
     def forward(self) -> None:
         """There is nothing to run."""
@@ -122,8 +126,3 @@ class CachedTaps:
 
     def close(self) -> None:
         """There are no hooks."""
-
-
-def teacher_taps(teacher: Teacher, names: Sequence[str]) -> Taps | CachedTaps:
-    """What records a teacher's layers, live or cached."""
-    return CachedTaps(teacher, names) if isinstance(teacher, CachedTeacher) else Taps(teacher.model, names)

@@ -1,9 +1,9 @@
-"""The exact views of an example that a cache holds: no augmentation, or one that can be made again."""
+"""The exact views of an example that a cache holds: no augmentation, or a reproducible one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class ViewCollator:
 
     def __init__(self, collator: Any, view: View):
         self.view = view
-        self.collate: Callable[[Sequence[Any]], dict[str, Any]] = collator
+        self.collate: Any = collator
         if view.mirrored is not None:
             self.collate = collator.for_evaluation()
         elif view.epoch is not None:

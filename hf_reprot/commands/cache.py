@@ -1,10 +1,10 @@
-"""A feature cache for the training run that a recipe and flags describe: what `hf-reprot cache` runs."""
+"""Builds the feature cache for a training run: what `hf-reprot cache` runs."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from rich.table import Table
 from ..cache.store import FeatureCache
 from ..config import OTTransferConfig
 from ..features.pairs import match_pairs
+from ..models.spec import parse_teacher
 from ..models.teacher import Teacher
 from ..utils.messages import check_choice
 from .train import Recipe, parse_recipe, prepare, teachers_of
@@ -43,11 +44,9 @@ class CacheOptions:
         default=None,
         metadata={"help": 'Epochs whose augmented views are cached; left out: both views of "flip", num_train_epochs.'},
     )
-    shard_rows: int | None = dataclasses.field(
-        default=None, metadata={"help": "Rows in a shard; left out: about 64 MB."}
-    )
+    shard_rows: int | None = dataclasses.field(default=None, metadata={"help": "Rows per shard; default: about 64 MB."})
     device: str | None = dataclasses.field(
-        default=None, metadata={"help": "Where the teacher runs; left out: a GPU if there is one."}
+        default=None, metadata={"help": "Device for the teacher; default: a GPU if there is one."}
     )
     push_to: str | None = dataclasses.field(
         default=None, metadata={"help": "Data set repository to push the cache to, name/features."}
@@ -70,7 +69,7 @@ def parse_cache(
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     for field in dataclasses.fields(CacheOptions):
-        kinds = {"layers": {"nargs": "+"}, "shard_rows": {"type": int}}
+        kinds: dict[str, dict[str, Any]] = {"layers": {"nargs": "+"}, "shard_rows": {"type": int}}
         kinds |= {name: {"action": "store_true"} for name in ("positions", "public")}
         parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **kinds.get(field.name, {}))
     own, rest = parser.parse_known_args(list(arguments))
@@ -104,17 +103,18 @@ def cache_recipe(recipe: Recipe, config: OTTransferConfig, options: CacheOptions
     teachers = teachers_of(recipe)
     if len(teachers) != 1:
         raise ValueError(f"a cache is of one teacher, and {len(teachers)} are given: pass --teacher ID")
-    given = teachers[0] if isinstance(teachers[0], Mapping) else {"id": teachers[0]}
-    own = {name: given[name] for name in ("preprocessing", "resize", "license") if given.get(name) is not None}
-    dtype = given.get("dtype") or config.teacher_dtype
-    teacher = Teacher.load(given["id"], dtype=dtype, init_kwargs=config.teacher_model_init_kwargs or {}, **own)
+    source, settings = parse_teacher(teachers[0])
+    own = {name: settings[name] for name in ("preprocessing", "resize", "license") if name in settings}
+    dtype = settings.get("dtype") or config.teacher_dtype
+    options = config.teacher_model_init_kwargs
+    teacher = Teacher.load(source, dtype=dtype, init_kwargs=options if isinstance(options, dict) else {}, **own)
     prepared = prepare(recipe, config)
     positions = options.positions or (config.compares_layers and config.layer_positions == "all")
     cache = FeatureCache.build(
         teacher,
         prepared.train,
-        config.output_dir,
-        layers=options.layers or _layers(given, config, prepared.student, teacher),
+        str(config.output_dir),
+        layers=options.layers or _layers(settings.get("layers"), config, prepared.student, teacher),
         collator=prepared.collator,
         dtype=options.dtype,
         positions=positions,
@@ -131,13 +131,13 @@ def cache_recipe(recipe: Recipe, config: OTTransferConfig, options: CacheOptions
     return cache
 
 
-def _layers(given: Mapping[str, Any], config: OTTransferConfig, student: Any, teacher: Teacher) -> list[str]:
+def _layers(own: Any, config: OTTransferConfig, student: Any, teacher: Teacher) -> list[str]:
     """The teacher's layers in the layer pairs of the run; none where no term compares layers."""
     if not config.compares_layers:
         return []
     if config.finds_layers:
         raise ValueError('layer_pairs="auto" finds layers while it trains: name those to cache with --layers')
-    specs = given.get("layers") or config.layer_pairs
+    specs = own or config.layer_pairs
     pairs = match_pairs(specs, student, [teacher.model], positions=config.layer_positions)
     return list(dict.fromkeys(pair.teacher for pair in pairs))
 

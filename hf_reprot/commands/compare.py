@@ -1,11 +1,13 @@
-"""How two models' representations match, layer by layer: what `hf-reprot compare` runs."""
+"""Compares two models' representations layer by layer: what `hf-reprot compare` runs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..data.datasets import image_columns, load_image_dataset
+from ..data.dataset_columns import image_columns
+from ..data.datasets import load_image_dataset
 from ..data.images import open_image
 from ..data.preprocessing import Preprocessing
-from ..features.activations import pair_neurons
+from ..features.activations import Activation, pair_neurons, pooled_neurons
 from ..features.architecture import last_layer
 from ..features.matching import LayerCosts, LayerPlan, candidate_layers, plan_layers, shuffled
-from ..features.taps import Taps
+from ..features.tables import TappedModel
 from ..losses.baselines.alignment import linear_cka
 from ..models.teacher import Teacher
 from ..ot import solve
@@ -190,8 +193,7 @@ def compare_models(
     wanted = [layers] * 2 if isinstance(layers, str) else layers
     names = [_layers(model.model, want, positions) for model, want in zip(models, wanted, strict=True)]
     images = _images(dataset, split, samples, seed)
-    taps = [Taps(model.model, list(paths)) for model, paths in zip(models, names, strict=True)]
-    moments, count = _collect(models, taps, names, images, positions, batch_size, device, seed)
+    moments, count = _collect(models, names, images, positions, batch_size, device, seed)
     matches, plans, chances = [], {}, {}
     for i, j in track(list(moments), description="matching layers", transient=True):
         match, plans[names[0][i], names[1][j]], chances[names[0][i], names[1][j]] = _match(
@@ -199,7 +201,8 @@ def compare_models(
         )
         matches.append(match)
     titles = [Path(model.title).name if Path(model.title).exists() else model.title for model in models]
-    return Comparison(*titles, count, positions, *map(list, names), matches, plans, chances)
+    found = (matches, plans, chances)
+    return Comparison(titles[0], titles[1], count, positions, list(names[0]), list(names[1]), *found)
 
 
 def _short(layer: str) -> str:
@@ -245,7 +248,6 @@ def _images(dataset: Any, split: str | None, samples: int, seed: int) -> list[An
 
 def _collect(
     models: Sequence[Teacher],
-    taps: Sequence[Taps],
     names: Sequence[Sequence[str]],
     images: Sequence[Any],
     positions: str,
@@ -255,25 +257,25 @@ def _collect(
 ) -> tuple[dict[tuple[int, int], list], int]:
     """Moments of every pair of layers, of the images as they are and with B's images in another order."""
     pixels = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3, size=_DEFAULT_SIZE)
-    activations: list[list[dict]] = [[], []]
-    for start in track(range(0, len(images), batch_size), description="reading images", transient=True):
-        batch = _square(images[start : start + batch_size], models).to(device)
-        for side, (model, tap) in enumerate(zip(models, taps, strict=True)):
-            with torch.no_grad(), tap.recording():
-                model(model.inputs_for({"pixel_values": batch}, pixels))
-            caught = tap.take()
-            if positions == "pooled":  # once a layer, not once a pair of layers: whole maps need not be kept
-                caught = {name: pair_neurons(layer, layer)[0] for name, layer in caught.items()}
-            activations[side].append(caught)
-    for tap in taps:
-        tap.close()
+    # Of pooled layers once per layer, not once per pair of layers: whole maps need not be kept
+    pooled: list[list[dict[str, Tensor]]] = [[], []]
+    whole: list[list[dict[str, Activation]]] = [[], []]
+    with contextlib.ExitStack() as stack:
+        tapped = [stack.enter_context(TappedModel(m.model, paths)) for m, paths in zip(models, names, strict=True)]
+        for start in track(range(0, len(images), batch_size), description="reading images", transient=True):
+            batch = _square(images[start : start + batch_size], models).to(device)
+            for side, model in enumerate(models):
+                inputs = model.inputs_for({"pixel_values": batch}, pixels)
+                _, caught = tapped[side].run(partial(model, inputs))
+                if positions == "pooled":
+                    pooled[side].append({name: pooled_neurons(layer) for name, layer in caught.items()})
+                else:
+                    whole[side].append(caught)
     moments = {}
     for i, ours in enumerate(names[0]):
         for j, theirs in enumerate(names[1]):
-            tables = [
-                (x[ours], y[theirs]) if positions == "pooled" else pair_neurons(x[ours], y[theirs], positions=positions)
-                for x, y in zip(activations[0], activations[1], strict=True)
-            ]
+            tables = [(x[ours], y[theirs]) for x, y in zip(*pooled, strict=True)]
+            tables += [pair_neurons(x[ours], y[theirs], positions=positions) for x, y in zip(*whole, strict=True)]
             s, t = (torch.cat([table[side] for table in tables]) for side in (0, 1))
             order = shuffled(len(t), seed, t.device)
             cka = float(linear_cka(s.float(), t.float()))

@@ -37,7 +37,7 @@ from ..trainer import OTTransferTrainer
 from ..utils.running import accuracy, quiet
 
 IMAGE = 16
-EARLIER = 5  # a pretrained student was trained on the digits below this before
+EARLIER = 5  # a pretrained student was trained on the digits below this
 
 METHODS: dict[str, dict[str, Any]] = {
     "no transfer": {"ot_weight": 0.0},
@@ -52,10 +52,10 @@ KEPT = ("new", "transport")  # the student that is saved
 
 @dataclass
 class DemoResult:
-    """What a demo found.
+    """The results of a demo.
 
     Attributes:
-        accuracies: Test accuracies by (start, method), one a seed.
+        accuracies: Test accuracies by (start, method), one per seed.
         teacher: The teacher's test accuracy.
         labels: Labelled images of a student.
         seconds: Of the whole demo.
@@ -87,7 +87,7 @@ class DemoResult:
         return table
 
     def reading(self) -> str:
-        """What the table says of the question that matters: does the optimal coupling pay?"""
+        """The table's answer to the question that matters: does the optimal coupling pay off?"""
         lines = []
         for start in STARTS:
             gain = np.subtract(self.accuracies[start, "transport"], self.accuracies[start, "fixed random pairing"])
@@ -99,7 +99,7 @@ class DemoResult:
         return "\n".join([*lines, f"Took {self.seconds:.0f} s."])
 
 
-def spread(values: Sequence[float], *, sign: bool = False) -> str:
+def spread(values: Sequence[float] | np.ndarray, *, sign: bool = False) -> str:
     """Shares as "mean ± deviation", in percent."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.fmean(values):{'+' if sign else ''}.1f} ± {100 * deviation:.1f}"
@@ -131,6 +131,8 @@ def run_demo(
     data = {name: _Pixels(split) for name, split in load_digits_dataset().items()}
     if not 10 <= labels <= len(data["train"]) - 10:
         raise ValueError(f"labels must be at least 10 and at most {len(data['train']) - 10}, got {labels}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
     if missing := {"no transfer", "fixed random pairing", "transport"} - set(methods):
         raise ValueError(f"methods must hold {', '.join(sorted(missing))}, which all others are compared with")
     accuracies: dict[tuple[str, str], list[float]] = {(s, m): [] for s in STARTS for m in methods}
@@ -152,6 +154,8 @@ def run_demo(
                     if (start, method) == KEPT and seed == 0:
                         kept = trainer
         progress.update(bar, description="done", completed=progress.tasks[0].total)
+        if kept is None:
+            raise RuntimeError(f"no run was kept: {KEPT} is none of those made")
         student_folder = _save(kept, folder)
     shutil.rmtree(folder / "runs", ignore_errors=True)
     pictures = _draw(kept, accuracies, folder)
@@ -190,7 +194,7 @@ class _Run:
         config = OTTransferConfig(output_dir=str(self.folder), max_steps=steps, seed=seed, **{**defaults, **settings})
         trainer = OTTransferTrainer(
             model=model,
-            teacher_model=teacher if config.ot_weight > 0 or config.kd_weight > 0 else None,
+            teacher_model=teacher if config.compares_layers or config.kd_weight > 0 else None,
             args=config,
             train_dataset=data,
             eval_dataset=self.test,
@@ -251,7 +255,7 @@ def _student(seed: int, classes: int = 10) -> torch.nn.Module:
     )
 
 
-def _pretrained_student(run: _Run, data: _Pixels, seed: int, steps: int) -> torch.nn.Module:
+def _pretrained_student(run: _Run, data: _Pixels, seed: int, steps: int) -> ViTForImageClassification:
     """A student that learnt a related task before: the digits 0 to 4, with all their labels. Its head is new."""
     earlier = _student(1000 + seed, classes=EARLIER)
     some = Subset(data, (data.labels < EARLIER).nonzero().flatten().tolist())
@@ -286,9 +290,11 @@ def _save(trainer: OTTransferTrainer, folder: Path) -> Path:
 def _draw(
     trainer: OTTransferTrainer, accuracies: Mapping[tuple[str, str], Sequence[float]], folder: Path
 ) -> list[Path]:
+    if trainer.transfer is None:
+        raise RuntimeError("the run that was kept has no teacher: there is no plan to draw")
     plan = plan_figure(trainer.transfer.plans[0], student="the student", teacher="the teacher")
     curves = curves_figure(trainer.state.log_history)
     methods = dict.fromkeys(method for _, method in accuracies)
     bars = accuracy_figure({start: {m: accuracies[start, m] for m in methods} for start in STARTS})
     figures = {"plan.png": plan, "curves.png": curves, "accuracy.png": bars}
-    return [save_figure(figure, folder / name) for name, figure in figures.items()]
+    return [save_figure(figure, folder / name) for name, figure in figures.items() if figure is not None]

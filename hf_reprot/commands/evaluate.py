@@ -185,7 +185,7 @@ def _run(
             if not labelled:
                 continue
             batch = collator(labelled)
-            with torch.no_grad(), taps.armed():
+            with torch.no_grad(), taps.recording():
                 logits = teacher({"pixel_values": batch["pixel_values"].to(device, teacher.dtype)})
             (layer,) = taps.take().values()
             logits = logits.float().cpu() if logits is not None and class_count(model) is not None else None

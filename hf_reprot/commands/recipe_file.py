@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
 import types
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from ..utils.hub_tokens import token_in, without_tokens
+from ..utils.messages import did_you_mean
 
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # mappings and lists inside each other
@@ -75,9 +75,8 @@ def read_recipe_file(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"the recipe {path} must be a mapping of settings, got {type(content).__name__}")
     for name, value in content.items():
         if name not in settings:
-            near = difflib.get_close_matches(str(name), list(settings), n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"the recipe {path} names {_short(name)}, which is no setting{hint}")
+            hint = did_you_mean(name, settings)
+            raise ValueError(f"the recipe {path} names {_short(name)}, which is no setting.{hint}")
         if _is_endless(value):
             raise ValueError(f"the recipe {path} gives {name} the value {_short(value)}: it takes finite numbers")
         if not _fits(value, settings[name]):

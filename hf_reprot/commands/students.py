@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,10 @@ from transformers import AutoConfig, AutoImageProcessor, TimmWrapperImageProcess
 
 from ..models.loading import explained
 from ..models.modules import names_of_config
+from ..models.spec import parse_teacher
 from ..models.student import create_timm_student, load_student
+from ..utils.hub_ids import split_revision
+from ..utils.messages import nearest
 
 __all__ = ["is_new", "json_object", "student_and_processor", "teacher_classes"]
 
@@ -65,12 +67,12 @@ def student_and_processor(
     except ValueError as error:
         if Path(source).exists():
             raise
-        near = difflib.get_close_matches(source.split("/")[-1], timm.list_models(), n=3)
+        near = nearest(source.split("/")[-1], timm.list_models(), 3)
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
-    repo, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
+    repo, revision = split_revision(source)
     with explained(source, {}, what="student's image processor"):
-        return student, AutoImageProcessor.from_pretrained(repo, revision=revision or None, trust_remote_code=trust)
+        return student, AutoImageProcessor.from_pretrained(repo, revision=revision, trust_remote_code=trust)
 
 
 def teacher_classes(teachers: Sequence[str | Mapping[str, Any]]) -> list[str] | None:
@@ -79,10 +81,8 @@ def teacher_classes(teachers: Sequence[str | Mapping[str, Any]]) -> list[str] | 
     None where no teacher is named, or it has no head.
     """
     for teacher in teachers:
-        source = teacher["id"] if isinstance(teacher, Mapping) else teacher
-        path, _, revision = str(source).partition("@")
-        if Path(str(source)).exists():
-            path, revision = str(source), ""
+        source, _ = parse_teacher(teacher)
+        path, revision = split_revision(str(source))
         try:
             config = AutoConfig.from_pretrained(path, **({"revision": revision} if revision else {}))
         except (OSError, ValueError) as error:

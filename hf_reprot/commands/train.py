@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from ..data.labels import REGRESSION, SINGLE, label_names, problem_of
 from ..models.modules import is_headless
 from ..trainer import OTTransferTrainer
 from ..training.collating import check_label, collator_for_images
+from ..utils.messages import did_you_mean
 from ..utils.running import accuracy
 from .head import check_head, fit_recipe_head, labelled_data
 from .recipe_file import read_recipe_file
@@ -58,16 +58,16 @@ class Recipe:
         "(name/features@revision).",
     )
     dataset: str | None = _setting(
-        None, "A hub id, a folder of images (one subfolder a class), or a folder that save_to_disk wrote."
+        None, "A hub id, a folder of images (one subfolder per class), or a folder that save_to_disk wrote."
     )
     dataset_config: str | None = _setting(None, "Configuration of a data set from the Hub.")
     dataset_revision: str | None = _setting(None, "Revision of a data set from the Hub.")
     train_split: str = _setting("train", "Split to train on.")
-    eval_split: str | None = _setting(None, "Split to evaluate on; default: validation or test, if there is one.")
-    max_train_samples: int | None = _setting(None, "Train on this many samples at most, drawn with the run's seed.")
-    max_eval_samples: int | None = _setting(None, "Evaluate on this many samples at most.")
+    eval_split: str | None = _setting(None, "Split to evaluate on; default: validation or test, if it exists.")
+    max_train_samples: int | None = _setting(None, "Maximum number of training samples, drawn with the run's seed.")
+    max_eval_samples: int | None = _setting(None, "Maximum number of evaluation samples.")
     fit_head: bool = _setting(
-        False, "After training, fit the head to labelled samples, the rest as it is: for task_weight 0."
+        False, "After training, fit the head to labelled samples with everything else frozen: for task_weight 0."
     )
     head_dataset: str | None = _setting(
         None, "Labelled images that the head is fitted to, as dataset; default: those that were trained on."
@@ -76,16 +76,16 @@ class Recipe:
         None, "Split of head_dataset (default: train) or, without one, of dataset that the head is fitted to."
     )
     head_samples: int | None = _setting(
-        None, "Fit the head to this many of those samples at most, equal shares of every class."
+        None, "Maximum number of those samples to fit the head to, balanced over the classes."
     )
     augmentation: str = _setting("flip", 'Augmentation in training: "none", "flip" or "crop+flip".')
-    image_size: int | None = _setting(None, "Height and width that a new timm student is made for.")
+    image_size: int | None = _setting(None, "Image height and width of a new timm student.")
     student_head: bool | None = _setting(
         None,
         "Whether the student has a head for classes; default: where a term needs one, the training data have labels, "
         "or its checkpoint has one. Without, it is a backbone: task_weight 0, kd_weight 0.",
     )
-    student_from_scratch: bool = _setting(False, "Take only the config of a hub student, with new random weights.")
+    student_from_scratch: bool = _setting(False, "Use only the config of a hub student, randomly initialised.")
     student_model_args: str | None = _setting(None, "Arguments for timm.create_model of a new student, as JSON.")
     trust_remote_code: bool = _setting(False, "Run code that comes with the student's repository.")
 
@@ -101,7 +101,8 @@ def parse_recipe(arguments: Sequence[str], recipe_file: str | Path | None = None
         ValueError: the file is no mapping, or names a setting that does not exist (the nearest one is named).
             Or a flag that does not exist or does not parse.
     """
-    parser = _Parser((Recipe, OTTransferConfig), prog="hf-reprot train", allow_abbrev=False)
+    kinds: Any = (Recipe, OTTransferConfig)
+    parser = _Parser(kinds, prog="hf-reprot train", allow_abbrev=False)
     if recipe_file is not None:
         parser.set_defaults(**_read_recipe(Path(recipe_file)))
     try:
@@ -109,13 +110,18 @@ def parse_recipe(arguments: Sequence[str], recipe_file: str | Path | None = None
     except (ImportError, OverflowError) as error:  # DeepSpeed that is not installed; a number that no machine has
         raise ValueError(f"the settings cannot be used here: {error}") from error
     if rest:
-        near = difflib.get_close_matches(rest[0].lstrip("-").split("=")[0], _legal(), n=1)
-        hint = f": did you mean --{near[0]}?" if near else " (--help lists all settings)"
-        raise ValueError(f"{rest[0]} is no setting{hint}")
+        hint = did_you_mean(rest[0].split("=")[0], [f"--{name}" for name in _legal()])
+        raise ValueError(f"{rest[0]} is no setting.{hint or ' --help lists all settings'}")
     for name in ("student", "dataset"):
-        if getattr(recipe, name) is None:
-            raise ValueError(f"no {name} given: pass --{name} or name it in the recipe")
+        _given(name, getattr(recipe, name))
     return recipe, config
+
+
+def _given(name: str, value: str | None) -> str:
+    """A setting that a run cannot do without."""
+    if value is None:
+        raise ValueError(f"no {name} given: pass --{name} or name it in the recipe")
+    return value
 
 
 class _Parser(HfArgumentParser):
@@ -201,7 +207,7 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
     """
     set_seed(config.seed)
     data = load_image_dataset(
-        recipe.dataset,
+        _given("dataset", recipe.dataset),
         config=recipe.dataset_config,
         revision=recipe.dataset_revision,
         image_column=config.image_column,
@@ -220,7 +226,7 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
     labelled, labels = labelled_data(recipe, config, data, found)
     names = _class_names(train if labelled is None else labelled, labels, recipe)
     needs_head = config.task_weight > 0 or config.kd_weight > 0 or recipe.fit_head
-    if names is None and config.kd_weight > 0 and is_new(recipe.student):
+    if names is None and config.kd_weight > 0 and is_new(_given("student", recipe.student)):
         names = teacher_classes(teachers_of(recipe))
     if recipe.max_train_samples is not None and recipe.max_train_samples < len(train):
         train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))
@@ -274,13 +280,13 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
         trainer.push_to_hub()
     else:
         trainer.save_model()
-    return RunResult(trainer, metrics, Path(config.output_dir))
+    return RunResult(trainer, metrics, Path(str(config.output_dir)))
 
 
 def _where_to_resume(config: OTTransferConfig) -> str | None:
     """The setting; None for "true" in a run without checkpoints: a loop of restarts begins somewhere."""
     asked = config.resume_from_checkpoint
-    if str(asked).lower() == "true" and not any(Path(config.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+    if str(asked).lower() == "true" and not any(Path(str(config.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
         logger.warning("There is no checkpoint in %s yet: the run starts anew", config.output_dir)
         return None
     return asked
@@ -295,7 +301,7 @@ def _class_names(train: Any, found: Columns, recipe: Recipe) -> list[str] | None
     try:
         return label_names(train, found.label)
     except ValueError:
-        if isinstance(train, Dataset) or is_new(recipe.student):
+        if isinstance(train, Dataset) or is_new(_given("student", recipe.student)):
             raise
         return None
 

@@ -1,4 +1,4 @@
-"""Images, texts and labels into what models take: opening, normalising, augmenting, collating; the digits."""
+"""Images, texts and labels as model inputs: loading, normalising, augmenting, collating; the embedded digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches out of rows with raw images; augmentation that resumes exactly."""
+"""Batches from rows with raw images; augmentation that resumes exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AUGMENTATIONS = ("none", "flip", "crop+flip")
 
 
 class ImageCollator:
-    """Makes a batch of a model out of rows with raw images.
+    """Collates rows with raw images into a model's batch.
 
     The images of a batch go through the processor in one call. Augmentation belongs to training: evaluate with
     `collator.for_evaluation()`, as `OTTransferTrainer` does.
@@ -94,7 +94,7 @@ class ImageCollator:
 
     @property
     def epoch_and_seed(self) -> tuple[int, int] | None:
-        """What augmentation follows from; None before `set_epoch`."""
+        """The epoch and seed that augmentation depends on; None before `set_epoch`."""
         return None if self._epoch is None else (int(self._epoch[1]), int(self._epoch[0]))
 
     def __call__(self, rows: Sequence[Mapping[str, Any] | tuple[Any, Any]]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class ImageCollator:
 
 
 class AugmentationEpoch(TrainerCallback):
-    """Tells a collator the epoch, so that its augmentation follows from seed, epoch and image.
+    """Callback that tells a collator the epoch, so that augmentation is a function of seed, epoch and image.
 
     A `Trainer` fetches a batch before it trains on the one before: numbers drawn from torch's generator by the collator
     are not where a checkpoint left them, and a resumed run would see other images.

@@ -1,8 +1,7 @@
-"""Which column of a data set holds the images and which the labels: by name and type, or not at all."""
+"""Finds the columns of images and labels in a data set, by name and type."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,16 @@ from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, Lis
 from PIL import Image as PILImage
 from torch import Tensor
 
+from ..utils.messages import did_you_mean
+
 logger = logging.getLogger(__name__)
 
 # Usual names, first ones first; compared without regard to case.
 IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixels")
-LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category", "cls", "label_id", "class_id", "targets")
-LABEL_NAMES += ("label_ids", "class_label", "classes", "categories", "y")
+LABEL_NAMES = (
+    *("label", "labels", "class", "target", "fine_label", "category", "cls", "label_id", "class_id", "targets"),
+    *("label_ids", "class_label", "classes", "categories", "y"),
+)
 MASK_NAMES = ("annotation", "mask", "segmentation_mask", "segmentation", "label", "labels", "depth", "depth_map")
 PREPARED = "pixel_values"
 _FIRST_ROWS = 3
@@ -32,7 +35,7 @@ class Columns:
 
     Attributes:
         image: Column of the images.
-        label: Column of the labels; None where there is none, or where it is open which one it is.
+        label: Column of the labels; None where there is none, or where it is ambiguous.
         image_feature, feature: Types of the images and of the labels, as `datasets` has them.
         reason: Why there is no label, for an error.
         table: All columns with their types, for an error.
@@ -45,6 +48,17 @@ class Columns:
     reason: str
     table: str
 
+    @property
+    def label_column(self) -> str:
+        """Column of the labels.
+
+        Raises:
+            ValueError: there is none; the message says why.
+        """
+        if self.label is None:
+            raise ValueError(f"no column of labels: {self.reason}; the columns: {self.table}")
+        return self.label
+
 
 def image_columns(
     dataset: Any, image_column: str | None = None, label_column: str | None = None
@@ -52,7 +66,7 @@ def image_columns(
     """The columns of images and labels: see `find_columns`.
 
     Returns:
-        (images, labels), the latter None where there are none; None for a data set whose images are no raw ones.
+        (images, labels), the latter None where there are none; None for a data set without raw images.
     """
     found = find_columns(dataset, image_column, label_column)
     return None if found is None else (found.image, found.label)
@@ -67,11 +81,11 @@ def find_columns(dataset: Any, image_column: str | None = None, label_column: st
 
     Args:
         dataset: A data set, or a mapping of them, of which the first with images tells.
-        image_column: The column of images, where someone says it.
-        label_column: The column of labels, where someone says it.
+        image_column: The column of images, if given.
+        label_column: The column of labels, if given.
 
     Returns:
-        None for a data set whose images are no raw ones: it has `pixel_values`, or no images at all.
+        None for a data set without raw images: it has `pixel_values`, or no images at all.
 
     Raises:
         ValueError: there is no such column (the nearest is named), it holds no images or labels, several columns may be
@@ -155,7 +169,8 @@ def label_kind(feature: Any) -> str | None:
         inner = feature[0]
     if inner is not None:
         kind = label_kind(inner)
-        return {"class": "classes", "text": "texts", "integer": "vector", "bool": "vector", "float": "vector"}.get(kind)
+        lists = {"class": "classes", "text": "texts", "integer": "vector", "bool": "vector", "float": "vector"}
+        return lists.get(kind) if kind is not None else None
     if isinstance(feature, ClassLabel):
         return "class"
     if not isinstance(feature, Value):
@@ -167,7 +182,7 @@ def label_kind(feature: Any) -> str | None:
 
 
 def type_text(feature: Any) -> str:
-    """A type, in a word or two."""
+    """A column's type, in a word or two."""
     if isinstance(feature, ClassLabel):
         return f"ClassLabel of {feature.num_classes}"
     if isinstance(feature, Value):
@@ -189,10 +204,9 @@ def table_of(features: Mapping[str, Any]) -> str:
 def check_column(column: str, features: Mapping[str, Any], title: str) -> None:
     """Refuses a column that does not exist, naming the nearest."""
     if column not in features:
-        near = difflib.get_close_matches(column, list(features), n=1)
-        hint = f". Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(column, features)
         title = f"{title} is {column!r}, and the data set" if title.endswith("_column") else title
-        raise ValueError(f"{title} has no column {column!r}: it has {table_of(features)}{hint}")
+        raise ValueError(f"{title} has no column {column!r}: it has {table_of(features)}.{hint}")
 
 
 def _find_image(features: Mapping[str, Any], label: str | None) -> str | None:
@@ -217,9 +231,9 @@ def _find_label(features: Mapping[str, Any], image: str) -> tuple[str | None, st
     typed = [name for name, kind in able.items() if kind == "class"]
     if usual or len(typed) == 1:
         chosen = usual[0] if usual else typed[0]
-        rivals = [name for name in (*usual, *typed) if name != chosen]
-        if rivals:
-            others = table_of({name: features[name] for name in rivals})
+        candidates = [name for name in (*usual, *typed) if name != chosen]
+        if candidates:
+            others = table_of({name: features[name] for name in candidates})
             logger.warning(
                 "Labels are read from the column %r (%s), not from %s: set label_column to choose.",
                 chosen,

@@ -1,4 +1,4 @@
-"""Images and labels from the Hub, a folder or the embedded data set."""
+"""Image data sets from the Hub, a folder or the embedded digits."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from datasets import (
 )
 from torch.utils.data import Subset
 
+from ..utils.hub_ids import split_revision
 from .dataset_columns import (
     LABEL_NAMES,
     check_column,
@@ -32,17 +33,6 @@ from .dataset_columns import (
 from .digits import NAME as DIGITS
 from .digits import load_digits_dataset
 from .folders import TABLES, load_folder, load_tables
-from .labels import label_names
-
-__all__ = [
-    "drawn_equally",
-    "equal_shares",
-    "image_columns",
-    "is_transformed",
-    "label_names",
-    "leave_encoded",
-    "load_image_dataset",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +45,10 @@ def load_image_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> DatasetDict:
-    """A data set of images, and labels where it has them.
+    """Loads a data set of images, with labels if it has them.
 
     Args:
-        source: "digits" (embedded, nothing to download); a folder of images with a subfolder a class, or with
+        source: "digits" (embedded, nothing to download); a folder of images with one subfolder per class, or with
             subfolders "train", "validation", "test" of such; a folder that `save_to_disk` wrote; a hub id. Also a table
             (.csv, .tsv, .jsonl, .parquet) with images or paths of images, or a folder with such (train.csv, test.csv,
             metadata.csv as `imagefolder` has it), which then goes before the names of subfolders.
@@ -132,12 +122,12 @@ def drawn_equally(dataset: Any, samples: int, seed: int = 0, label_column: str |
 
     Args:
         dataset: A `datasets.Dataset` with a column of labels, or any data set of rows with "labels" or "label".
-        samples: Rows at most.
+        samples: Maximum number of rows.
         seed: Of the draw.
-        label_column: Column of the labels, where someone says it.
+        label_column: Column of the labels, if given.
 
     Raises:
-        ValueError: no labels, more than one a row, or a data set that is streamed.
+        ValueError: no labels, more than one per row, or a data set that is streamed.
     """
     if not hasattr(dataset, "__len__"):
         raise ValueError("a streamed data set has no rows to choose from: take some of it first (data.take(n))")
@@ -154,7 +144,7 @@ def drawn_equally(dataset: Any, samples: int, seed: int = 0, label_column: str |
         labels = [next((row[name] for name in ("labels", "label") if name in row), None) for row in rows]
     labels = [label.item() if hasattr(label, "item") and getattr(label, "ndim", 0) == 0 else label for label in labels]
     if not any(isinstance(label, int | str) for label in labels):
-        raise ValueError("equal shares are drawn by one class a row, and the rows have none: choose rows yourself")
+        raise ValueError("equal shares are drawn by one class per row, and the rows have none: choose rows yourself")
     chosen = equal_shares(labels, samples, seed)
     return dataset.select(chosen) if isinstance(dataset, Dataset) else Subset(dataset, chosen)
 
@@ -169,10 +159,7 @@ def leave_encoded(dataset: Any, column: str | None) -> Any:
 
 
 def _load_from_hub(source: str, config: str | None, revision: str | None) -> DatasetDict:
-    repo, _, at = source.partition("@")
-    if at and revision and at != revision:
-        raise ValueError(f"the data set {source!r} names a revision, and dataset_revision another one ({revision!r})")
-    revision = at or revision
+    repo, revision = split_revision(source, revision, title="the data set", setting="dataset_revision")
     return _load(repo, config, revision, f"the data set {repo!r}" + (f" at revision {revision!r}" if revision else ""))
 
 
@@ -182,7 +169,7 @@ def _load(path: str, config: str | None, revision: str | None, title: str) -> Da
     except Exception as error:  # the library raises many kinds; each means that this source does not load
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{title} cannot be loaded: {reason}. Legal is a hub id, a folder of images with a subfolder a class, "
+            f"{title} cannot be loaded: {reason}. Legal is a hub id, a folder of images with one subfolder per class, "
             f"a folder that save_to_disk wrote, or {DIGITS!r}"
         ) from error
     return data if isinstance(data, DatasetDict) else DatasetDict({"train": data})
@@ -206,7 +193,7 @@ def _with_columns(data: DatasetDict, source: str, image: str | None, label: str 
         data = _cast_images(data, found.image, source)
     kind = label_kind(found.feature)
     if kind in ("text", "bool") or (label is not None and kind == "integer"):
-        data = _cast_labels(data, found.label, source)
+        data = _cast_labels(data, found.label_column, source)
     if image is None and label is None:
         return data
     chosen = [column for column in (found.image, found.label) if column is not None]
@@ -227,7 +214,7 @@ def _cast_labels(data: DatasetDict, column: str, source: str) -> DatasetDict:
         values |= set(split.unique(column)) if column in split.features else set()
     values.discard(None)
     ordered = sorted(values)
-    numbers = {value: i for i, value in enumerate(ordered)}
+    numbers: dict[Any, int] = {value: i for i, value in enumerate(ordered)}
     number: Callable = lambda row: {column: numbers.get(row[column])}  # noqa: E731
     classes = ClassLabel(names=[str(value) for value in ordered])
     logger.info("The labels in column %r of %s become classes in this order: %s", column, source, classes.names)

@@ -19,7 +19,7 @@ _CITATION = """@misc{alpaydin1998optical,
 
 
 def load_digits_dataset(seed: int = 0, *, validation: int = 300, test: int = 300) -> DatasetDict:
-    """1,797 handwritten digits, 8 x 8 pixels, grey, with nothing to download.
+    """1,797 handwritten digits, 8 x 8 grey pixels; nothing is downloaded.
 
     The test part of the UCI data set "Optical Recognition of Handwritten Digits", as scikit-learn carries it. The
     splits are drawn with equal shares of every digit.

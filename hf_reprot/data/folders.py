@@ -99,7 +99,7 @@ def _folder_split(found: Sequence[tuple[Path, str | None]], classes: Sequence[st
     columns: dict[str, list] = {"image": [str(path) for path, _ in found]}
     features = {"image": Image()}
     if classes:
-        numbers = {name: i for i, name in enumerate(classes)}
+        numbers: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
         columns["label"] = [numbers[label] for _, label in found]
         features["label"] = ClassLabel(names=list(classes))
     return Dataset.from_dict(columns, features=Features(features))

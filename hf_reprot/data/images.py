@@ -75,9 +75,10 @@ def raster_endings() -> set[str]:
 
 def _decoded(value: Mapping[str, Any] | bytes) -> Image.Image:
     """An encoded image, turned as its camera says."""
-    data = value if isinstance(value, bytes) else value.get("bytes")
+    stored: Mapping[str, Any] = {"bytes": value} if isinstance(value, bytes) else value
+    data = stored.get("bytes")
     if data is None:
-        path = value.get("path")
+        path = stored.get("path")
         if path is None:
             raise ValueError("neither bytes nor a path")
         with xopen(str(path), "rb") as file:  # a local file, or one of the Hub in a stream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..utils.messages import check_choice
+from ..utils.messages import check_choice, did_you_mean
 
-# One class a sample; one number (regression); a number for each output; the classes that hold.
+# One class per sample; one number (regression); a number for each output; the classes that hold.
 FORMS = ("class", "value", "vector", "set")
 
 
@@ -81,9 +80,8 @@ class LabelReader:
         if isinstance(value, str) and self.names is not None:
             if value in self.names:
                 return self.names.index(value)
-            near = difflib.get_close_matches(value, self.names, n=1)
-            hint = f". Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"hold {value!r}, which is none of the classes {', '.join(self.names)}{hint}")
+            hint = did_you_mean(value, self.names)
+            raise ValueError(f"hold {value!r}, which is none of the classes {', '.join(self.names)}.{hint}")
         if not isinstance(value, int):
             raise ValueError(f"are no class numbers ({value!r}, ...)")
         if self.width is not None and not 0 <= value < self.width:

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..features.architecture import config_of
 from .dataset_columns import Columns, check_column, is_transformed, label_kind, type_text
 from .label_reader import LabelReader
 
@@ -71,7 +72,7 @@ def read_labels(columns: Columns, dataset: Any, student: Any = None, names: Sequ
     Raises:
         ValueError: labels that do not go with the student: the column, its type, and what to set.
     """
-    config = getattr(student, "config", None)
+    config = config_of(student)
     problem, count = (getattr(config, name, None) for name in ("problem_type", "num_labels"))
     kind = label_kind(columns.feature)
     start = f"the labels in column {columns.label!r} ({type_text(columns.feature)})"
@@ -90,7 +91,7 @@ def read_labels(columns: Columns, dataset: Any, student: Any = None, names: Sequ
         _set_problem(config, REGRESSION, start)
         return LabelReader("value")
     if kind == "vector" and problem == REGRESSION:
-        _check_width(start, columns.label, dataset, count, hot=False)
+        _check_width(start, columns.label_column, dataset, count, hot=False)
         return LabelReader("vector", width=count)
     if number:
         raise ValueError(
@@ -100,7 +101,7 @@ def read_labels(columns: Columns, dataset: Any, student: Any = None, names: Sequ
     if kind in ("vector", "classes", "texts"):
         if problem == SINGLE:
             raise ValueError(
-                f"{start} are lists (several classes a sample), and the student has problem_type={SINGLE!r}: load it "
+                f"{start} are lists (several classes per sample), and the student has problem_type={SINGLE!r}: load it "
                 f"with problem_type={MULTI!r}"
             )
         reader = _reader_of_lists(kind, start, columns, dataset, student, names, count)
@@ -108,11 +109,11 @@ def read_labels(columns: Columns, dataset: Any, student: Any = None, names: Sequ
         return reader
     if problem == MULTI:
         raise ValueError(
-            f"{start} are one class a sample, and the student has problem_type={MULTI!r}: load it with "
+            f"{start} are one class per sample, and the student has problem_type={MULTI!r}: load it with "
             f"problem_type={SINGLE!r}, or give lists of 0 and 1, one for each class"
         )
     if kind == "text":
-        return LabelReader("class", _text_classes(start, columns.label, dataset, kind, student, names, count))
+        return LabelReader("class", _text_classes(start, columns.label_column, dataset, kind, student, names, count))
     _check_numbers(kind, start, columns, dataset, count)
     return LabelReader("class")
 
@@ -121,14 +122,14 @@ def _reader_of_lists(
     kind: str, start: str, columns: Columns, dataset: Any, student: Any, own: Sequence[str] | None, count: int | None
 ) -> LabelReader:
     if kind == "texts":
-        names = _text_classes(start, columns.label, dataset, kind, student, own, count)
+        names = _text_classes(start, columns.label_column, dataset, kind, student, own, count)
         return LabelReader("set", names, len(names))
     if kind == "classes":
         width = _inner(columns.feature).num_classes
         if count is not None and width != count:
             raise ValueError(f"{start} have {width} classes, and the student {count}: load it with num_labels={width}")
         return LabelReader("set", width=width)
-    _check_width(start, columns.label, dataset, count, hot=True)
+    _check_width(start, columns.label_column, dataset, count, hot=True)
     return LabelReader("vector", width=count)
 
 
@@ -155,7 +156,7 @@ def _text_classes(
             f"student has {count}: load it with num_labels={len(names)}"
         )
     logger.warning("%s become classes in the order of the alphabet: %s.", _sentence(start), ", ".join(names))
-    config = getattr(student, "config", None)
+    config: Any = config_of(student)
     if hasattr(config, "id2label"):
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         if getattr(config, "label_names", None):  # timm's wrapper keeps them a second time

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
+
+from ..features.architecture import config_of, timm_settings
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class Preprocessing:
     """How `pixel_values` were made: `(value - mean) / std` for every channel, with `value` in [0, 1].
 
     Attributes:
-        mean, std: One number a channel, in the order of the channels of `pixel_values`. None where it is not known.
+        mean, std: One number per channel, in the order of the channels of `pixel_values`. None where it is not known.
         size: (height, width) of every image; None where it is not known or where it follows the image.
         bgr: The channels stand in the order blue, green, red.
     """
@@ -85,7 +87,7 @@ def convert_images(
     size: tuple[int, int] | None = None,
     channels: int | None = None,
 ) -> Tensor:
-    """Brings normalised images from one model's convention to another's.
+    """Converts normalised images from one model's convention to another's.
 
     Where either normalisation is unknown, the values stay as they are. Resizing is bicubic with antialiasing and acts
     on the whole image: another aspect ratio stretches it. A value a little outside [0, 1], which bicubic resizing makes
@@ -103,19 +105,20 @@ def convert_images(
         (batch, channels, height, width) in the type of `images`.
     """
     dtype = images.dtype
-    known = source is not None and target is not None and source.normalises and target.normalises
-    change = known and not _same_normalisation(source, target)
-    grey = channels is not None and channels > 1 and images.shape[1] == 1
-    if change:
-        images = images.float() * _column(source.std, images) + _column(source.mean, images)
-        if source.bgr != target.bgr and not grey:
+    before, after = _normalisation(source), _normalisation(target)
+    if before is None or after is None or _same_normalisation(before, after):
+        before = after = None  # the values stay as they are
+    copies = channels if channels is not None and channels > 1 and images.shape[1] == 1 else None
+    if before is not None and after is not None:
+        images = images.float() * _column(before.std, images) + _column(before.mean, images)
+        if before.bgr != after.bgr and copies is None:
             images = images.flip(1)
     if size is not None and tuple(images.shape[-2:]) != tuple(size):
         images = F.interpolate(images.float(), size=tuple(size), mode="bicubic", antialias=True, align_corners=False)
-    if grey:
-        images = images.expand(-1, channels, -1, -1)
-    if change:
-        images = (images - _column(target.mean, images)) / _column(target.std, images)
+    if copies is not None:
+        images = images.expand(-1, copies, -1, -1)
+    if after is not None:
+        images = (images - _column(after.mean, images)) / _column(after.std, images)
     return images.to(dtype)
 
 
@@ -128,7 +131,7 @@ def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     inner = _timm_module(model)
     if inner is not None:
         return _timm_fixed_size(inner)
-    config = getattr(model, "config", None)
+    config = config_of(model)
     size = _pair(getattr(config, "image_size", None))
     fixed = "interpolate_pos_encoding" in _forward_names(model) or getattr(config, "model_type", "") in _FIXED_TYPES
     return size if fixed else None
@@ -144,13 +147,13 @@ def image_channels(model: nn.Module) -> int | None:
     if inner is not None:
         traits = getattr(inner, "in_chans", None)
         return traits or int((inner.pretrained_cfg.get("input_size") or (3,))[0])
-    channels = getattr(getattr(model, "config", None), "num_channels", None)
+    channels = getattr(config_of(model), "num_channels", None)
     return channels if isinstance(channels, int) else None
 
 
 def _of_processor(processor: BaseImageProcessor) -> Preprocessing | None:
     grey = takes_grey(processor)
-    names = ("black", "white") if grey else tuple(_COLOURS)
+    names: tuple[str, ...] = ("black", "white") if grey else tuple(_COLOURS)
     try:
         colours = dict(zip(names, _process(processor, names, _TALL, grey), strict=True))
         other = _process(processor, ("black",), _WIDE, grey)
@@ -195,7 +198,7 @@ def _process(processor: BaseImageProcessor, names: tuple[str, ...], size: tuple[
 
 def _of_model(model: nn.Module) -> Preprocessing | None:
     inner = _timm_module(model)
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if inner is None:
         size = _pair(getattr(config, "image_size", None))
         return Preprocessing(size=size) if size is not None else None
@@ -209,13 +212,13 @@ def _of_model(model: nn.Module) -> Preprocessing | None:
     return Preprocessing(mean, std, size) if mean is not None and std is not None else Preprocessing(size=size)
 
 
-def _timm_module(model: nn.Module) -> nn.Module | None:
+def _timm_module(model: nn.Module) -> Any:
     """The timm module that a model is, or wraps; None for other models."""
     inner = getattr(model, "timm_model", model)
-    return inner if isinstance(getattr(inner, "pretrained_cfg", None), Mapping) else None
+    return inner if timm_settings(inner) is not None else None
 
 
-def _timm_fixed_size(inner: nn.Module) -> tuple[int, int] | None:
+def _timm_fixed_size(inner: Any) -> tuple[int, int] | None:
     embedding = getattr(inner, "patch_embed", None)
     strict = getattr(embedding, "strict_img_size", None)
     if strict is not None:
@@ -227,11 +230,24 @@ def _timm_fixed_size(inner: nn.Module) -> tuple[int, int] | None:
     return _pair(traits.get("img_size")) or _pair((settings.get("input_size") or (None,))[-2:])
 
 
+class _Normalisation(NamedTuple):
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool
+
+
+def _normalisation(pixels: Preprocessing | None) -> _Normalisation | None:
+    """The normalisation, where it is known."""
+    if pixels is None or pixels.mean is None or pixels.std is None:
+        return None
+    return _Normalisation(pixels.mean, pixels.std, pixels.bgr)
+
+
 def _forward_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(inspect.signature(model.forward).parameters)
 
 
-def _same_normalisation(a: Preprocessing, b: Preprocessing) -> bool:
+def _same_normalisation(a: _Normalisation, b: _Normalisation) -> bool:
     def near(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
         count = max(len(left), len(right))
         pairs = zip(_fitted(left, count) or (), _fitted(right, count) or (), strict=False)
@@ -263,5 +279,5 @@ def _pair(size: Any) -> tuple[int, int] | None:
     if isinstance(size, int):
         return (size, size)
     if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(s, int) for s in size):
-        return tuple(size)
+        return (size[0], size[1])
     return None

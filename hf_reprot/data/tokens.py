@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..features.architecture import config_of
 from .columns import TEACHER_PREFIX, columns_of_student
 
 __all__ = ["TeacherTokenCollator", "pad_token_of"]
@@ -45,7 +46,7 @@ class TeacherTokenCollator:
         theirs = [{name: value for name, value in row.items() if name.startswith(TEACHER_PREFIX)} for row in rows]
         if not theirs[0]:
             return self.collator(list(rows))
-        batch = self.collator([columns_of_student(row) for row in rows])
+        batch: Any = self.collator([columns_of_student(row) for row in rows])  # a mapping that takes more columns
         if _IDS in theirs[0] and _MASK not in theirs[0]:
             for row in theirs:
                 row[_MASK] = torch.ones(len(row[_IDS]), dtype=torch.long)
@@ -56,7 +57,7 @@ class TeacherTokenCollator:
 
 def pad_token_of(model: nn.Module | None) -> int:
     """Number of the token that a text model of transformers takes for padding; 0 where it has none."""
-    config = getattr(model, "config", None)
+    config: Any = config_of(model)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     token = getattr(config, "pad_token_id", None)
     return token if isinstance(token, int) and token >= 0 else 0

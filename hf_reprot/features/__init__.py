@@ -1,1 +1,1 @@
-"""What a layer is, where it stands, its activations as tables of neurons, and which layers go together."""
+"""Layers: finding them in a model, recording their activations as tables of neurons, and pairing them."""

@@ -16,7 +16,7 @@ TOKENS = ("auto", "class", "patches", "all")
 
 @dataclass
 class Activation:
-    """What one layer gave for one batch, and what its axes mean.
+    """The activations of one layer for one batch, and the meaning of their axes.
 
     Attributes:
         tensor: (n, c), (n, c, h, w), (n, h, w, c), (n, l, c) or (n, c, l), as the layer gave it.
@@ -65,7 +65,7 @@ def pair_neurons(
     Args:
         student: The student's layer.
         teacher: The teacher's layer, for the same batch.
-        positions: "pooled": one sample an image or text. "all": every position is a sample; two grids of different
+        positions: "pooled": one sample per image or text. "all": every position is a sample; two grids of different
             sizes are both averaged down to the coarser one, never interpolated up.
         tokens: For layers with tokens. "class": the class token (of a causal text model, the last token kept).
             "patches": all but the class, distillation and register tokens. "all": all tokens. "auto": pooled, the class
@@ -138,7 +138,7 @@ def pair_maps(student: Activation, teacher: Activation) -> tuple[Tensor, Tensor]
 
 
 def pooled_neurons(layer: Activation, *, tokens: str = "auto", mask: Tensor | None = None) -> Tensor:
-    """(n, c): one row an image or text, as `pair_neurons` pools each side of a pair."""
+    """(n, c): one row per image or text, as `pair_neurons` pools each side of a pair."""
     _check("tokens", tokens, TOKENS)
     return _pooled(layer, tokens, mask)
 
@@ -149,7 +149,7 @@ def _check(name: str, value: str, legal: tuple[str, ...]) -> None:
 
 
 def _pooled(layer: Activation, tokens: str, mask: Tensor | None) -> Tensor:
-    """(n, c): one row an image or text."""
+    """(n, c): one row per image or text."""
     x = layer.tensor
     if layer.layout == "nc":
         return x
@@ -195,7 +195,7 @@ def _checked(mask: Tensor, layer: Activation) -> Tensor:
     if tuple(mask.shape) != shape:
         raise ValueError(
             f"the attention mask has the shape {tuple(mask.shape)}, but {layer.name} has {shape} (texts, tokens): "
-            "expected one entry a token"
+            "expected one entry per token"
         )
     return mask
 
@@ -210,7 +210,7 @@ def _kept_tokens(student: Activation, teacher: Activation, mask: Tensor | None) 
     if mask is None:
         return s.flatten(0, 1), t.flatten(0, 1)
     keep = _checked(mask, student).to(s.device).ne(0)
-    kept = keep.flatten().nonzero().squeeze(1)  # one wait for the device, not one a side
+    kept = keep.flatten().nonzero().squeeze(1)  # one wait for the device, not one per side
     return s.flatten(0, 1).index_select(0, kept), t.flatten(0, 1).index_select(0, kept.to(t.device))
 
 

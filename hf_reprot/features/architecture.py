@@ -6,7 +6,8 @@ Everything is read from the module tree and the config; nothing is run.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -36,9 +37,58 @@ def is_timm(model: nn.Module) -> bool:
     return callable(getattr(model, "get_classifier", None)) and hasattr(model, "num_classes")
 
 
+def timm_settings(model: nn.Module) -> Mapping[str, Any] | None:
+    """The `pretrained_cfg` of a model that `timm.create_model` made; None for any other, transformers' wrapper too."""
+    settings = getattr(model, "pretrained_cfg", None)
+    return settings if isinstance(settings, Mapping) else None
+
+
 def is_transformers(model: nn.Module) -> bool:
     """Whether a module is a transformers model."""
     return hasattr(model, "config") and isinstance(getattr(model, "base_model_prefix", None), str)
+
+
+@runtime_checkable
+class DeclaresLayers(Protocol):
+    """A module that says itself which of its layers the names of this file stand for, so that its tree is not searched.
+
+    Attributes:
+        named_layers: Paths of the layers by "last", "last, all positions", "stages" and "blocks", as far as it has
+            them.
+    """
+
+    named_layers: Mapping[str, Sequence[str]]
+
+
+def named_layers(model: nn.Module) -> dict[str, list[str]]:
+    """Which layers "last", "last, all positions", "stages" and "blocks" stand for in a model, where it has them."""
+    found = {}
+    names: dict[str, Callable[[], list[str]]] = {
+        "last": lambda: [last_layer(model)],
+        "last, all positions": lambda: [last_layer(model, "all")],
+        "stages": lambda: stage_layers(model),
+        "blocks": lambda: block_layers(model),
+    }
+    for name, ask in names.items():
+        try:
+            found[name] = ask()
+        except ValueError:  # a model of an unknown family: layers are named by path
+            continue
+    return found
+
+
+def _declared(model: DeclaresLayers, name: str) -> list[str]:
+    if name not in model.named_layers:
+        raise ValueError(f"{type(model).__name__} declares no layers {name!r}: name the layer by its path")
+    return list(model.named_layers[name])
+
+
+def config_of(model: Any) -> Any:
+    """The config of a transformers model or its like; None where a module has none.
+
+    `nn.Module` declares every attribute to be a tensor or a module: read configs through this.
+    """
+    return getattr(model, "config", None)
 
 
 def base_model(model: nn.Module) -> tuple[nn.Module, str]:
@@ -47,11 +97,11 @@ def base_model(model: nn.Module) -> tuple[nn.Module, str]:
     has_head = any(isinstance(getattr(model, head, None), nn.Module) for head in _HEADS)
     if not has_head and not any(re.search("For[A-Z]|LMHead", cls.__name__) for cls in type(model).__mro__):
         return model, ""
-    name = model.base_model_prefix
+    name: str = getattr(model, "base_model_prefix", "")
     if name and isinstance(getattr(model, name, None), nn.Module):
         return getattr(model, name), name + "."
-    inner = [(child, name) for name, child in model.named_children() if is_transformers(child)]
-    return (inner[0][0], inner[0][1] + ".") if len(inner) == 1 else (model, "")
+    inner = [(child, f"{path}.") for path, child in model.named_children() if is_transformers(child)]
+    return inner[0] if len(inner) == 1 else (model, "")
 
 
 def head_paths(model: nn.Module) -> list[str]:
@@ -71,7 +121,7 @@ def head_paths(model: nn.Module) -> list[str]:
     return [start + path for path, module in heads if not _is_empty(module)]
 
 
-def _timm_heads(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _timm_heads(model: Any) -> list[tuple[str, nn.Module]]:
     try:
         found = model.get_classifier()
     except AttributeError:  # some models look for a part of the head that they have replaced by an identity
@@ -106,8 +156,8 @@ def last_layer(model: nn.Module, positions: str = "pooled") -> str:
     Raises:
         ValueError: the model is of no known make.
     """
-    if hasattr(model, "named_layers"):
-        return _named(model, "last" if positions == "pooled" else "last, all positions")[0]
+    if isinstance(model, DeclaresLayers):
+        return _declared(model, "last" if positions == "pooled" else "last, all positions")[0]
     inner, start = core(model)
     if positions == "all":
         return start + _last_with_positions(inner)
@@ -116,8 +166,8 @@ def last_layer(model: nn.Module, positions: str = "pooled") -> str:
         called = [path for path, module in heads if not _is_list_without_heads(module)]
         if called:
             return f"{start}{called[0]}:input"
-    heads = head_paths(model)
-    return f"{heads[0]}:input" if heads else start + _last_with_positions(inner, normalised=True)
+    paths = head_paths(model)
+    return f"{paths[0]}:input" if paths else start + _last_with_positions(inner, normalised=True)
 
 
 def _last_with_positions(model: nn.Module, normalised: bool = False) -> str:
@@ -140,7 +190,7 @@ def _last_with_positions(model: nn.Module, normalised: bool = False) -> str:
 
 def _last_of_backbone(base: nn.Module, normalised: bool) -> str:
     children = [(name, child) for name, child in base.named_children() if not _is_empty(child)]
-    late = normalised or getattr(base.config, "model_type", "") not in _NORM_AFTER_POOLING
+    late = normalised or getattr(config_of(base), "model_type", "") not in _NORM_AFTER_POOLING
     norms = [name for name, child in children if _is_norm(child) and not name.startswith("pre")]
     if norms and late:
         return norms[-1]
@@ -174,8 +224,8 @@ def block_layers(model: nn.Module) -> list[str]:
     Raises:
         ValueError: no list of blocks was found.
     """
-    if hasattr(model, "named_layers"):
-        return _named(model, "blocks")
+    if isinstance(model, DeclaresLayers):
+        return _declared(model, "blocks")
     inner, start = core(model)
     lists = _lists(inner)
     if len(lists) == 1:
@@ -195,21 +245,14 @@ def stage_layers(model: nn.Module) -> list[str]:
     Raises:
         ValueError: no stages were found.
     """
-    if hasattr(model, "named_layers"):
-        return _named(model, "stages")
+    if isinstance(model, DeclaresLayers):
+        return _declared(model, "stages")
     inner, start = core(model)
     stages = _timm_stages(inner) if is_timm(inner) else []
     stages = stages or _stages(inner)
     if not stages:
         raise ValueError(f'{type(inner).__name__} has no stages that are known: name layers instead of "stages"')
     return [start + path for path in stages]
-
-
-def _named(model: nn.Module, word: str) -> list[str]:
-    """The layers that a word stands for, in a stand-in for a model (of a feature cache), which was told them."""
-    if word not in model.named_layers:
-        raise ValueError(f"{word!r} is not known of this teacher: name the layer by its path")
-    return list(model.named_layers[word])
 
 
 def _timm_stages(model: nn.Module) -> list[str]:
@@ -233,7 +276,7 @@ def _stages(model: nn.Module) -> list[str]:
     lists = _lists(model)
     if len(lists) != 1 or not isinstance(lists[0][1], nn.ModuleList):
         return [_last_element(path, module) or path for path, module in lists][-4:]
-    path, elements = lists[0]
+    path, elements = lists[0][0], list(lists[0][1])
     if len(elements) <= 4 and any(_inner_list(element) is not None for element in elements):
         # Where a stage ends in the step down to the next one, its own features are those of its last block.
         return [_last_block(f"{path}.{i}", element) for i, element in enumerate(elements)]
@@ -298,8 +341,11 @@ def _inner_list(stage: nn.Module) -> str | None:
 
 def _last_block(path: str, stage: nn.Module) -> str:
     inner = _inner_list(stage)
+    if inner is None:
+        return path
     steps_down = any(isinstance(getattr(stage, name, None), nn.Module) for name in ("downsample", "subsample"))
-    return f"{path}.{inner}.{len(stage.get_submodule(inner)) - 1}" if inner and steps_down else path
+    last = len(list(stage.get_submodule(inner).children())) - 1
+    return f"{path}.{inner}.{last}" if steps_down else path
 
 
 def _is_strided(module: nn.Module) -> bool:
@@ -334,35 +380,3 @@ def _has_parameters(module: nn.Module) -> bool:
 
 def _is_empty(module: nn.Module) -> bool:
     return isinstance(module, nn.Identity)
-
-
-def class_layers(model: nn.Module) -> set[tuple[str, bool]]:
-    """The layers, as (path, at input), whose class token is the model's own representation.
-
-    They are what feeds the head, or the final features without one, in models that read a class token there and not
-    the mean of all tokens.
-    """
-    inner, _ = core(model)
-    if not _reads_class(inner):
-        return set()
-    layers = set()
-    for positions in ("pooled", "all"):
-        try:
-            path, at_input, _ = (last_layer(model, positions) + ":").partition(":input")
-        except ValueError:
-            continue
-        layers.add((path.removesuffix(":"), bool(at_input)))
-    return layers
-
-
-def _reads_class(model: nn.Module) -> bool:
-    if is_timm(model):
-        pool = getattr(model, "global_pool", None)
-        return getattr(model, "cls_token", None) is not None and pool in ("token", "", None)
-    if not is_transformers(model):
-        return True
-    if getattr(model, "main_input_name", "") == "pixel_values":
-        return not getattr(model.config, "use_mean_pooling", False)
-    if getattr(model.config, "classifier_pooling", "cls") != "cls":  # ModernBERT and its kin
-        return False
-    return type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,5 +61,6 @@ def own_hooks(active: bool) -> Iterator[None]:
 
     torch.compiler.reset()
     name = "skip_nnmodule_hook_guards"
-    with torch._dynamo.config.patch(**({name: False} if hasattr(torch._dynamo.config, name) else {})):
+    known: dict[str, Any] = {name: False} if hasattr(torch._dynamo.config, name) else {}
+    with torch._dynamo.config.patch(known):
         yield

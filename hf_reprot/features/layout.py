@@ -9,11 +9,12 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Size, nn
 
-from .architecture import is_transformers
-from .paths import LayerName, ancestors
+from .architecture import config_of, is_timm, is_transformers, last_layer
+from .paths import LayerName, ancestors, core
 
 _CHANNELS_FIRST = (
     nn.Conv2d,
@@ -105,11 +106,9 @@ def _own_axis(module: nn.Module) -> int | None:
 def _declared_axis(model: nn.Module, name: LayerName, shape: Size) -> int | None:
     """The axis that the layer, or the model around it, declares; None where sizes speak against it."""
     for path, module in ancestors(model, name.path):
-        if name.at_input and path == name.path and hasattr(module, "input_fmt"):
-            fmt = str(getattr(module.input_fmt, "value", module.input_fmt))
-        else:
-            fmt = getattr(module, "output_fmt", None)
-            fmt = str(getattr(fmt, "value", fmt))
+        reads = name.at_input and path == name.path and hasattr(module, "input_fmt")
+        declared: Any = getattr(module, "input_fmt" if reads else "output_fmt", None)
+        fmt = str(getattr(declared, "value", declared))
         if fmt in ("NHWC", "NCHW"):
             axis, other = (3, 1) if fmt == "NHWC" else (1, 3)
             widths = _widths(model.get_submodule(name.path))
@@ -171,6 +170,7 @@ def _body(module: nn.Module) -> Iterator[nn.Module]:
 
 def tokens_of(model: nn.Module, path: str) -> Tokens:
     """What the token sequences around a layer are made of, from the nearest module that says it."""
+    module: Any
     for around, module in ancestors(model, path):
         if _model_type(module) == "dinov3_convnext" and path.rpartition(".")[2] == "layer_norm":
             # It puts the mean over the positions before them as a class token, and then normalises.
@@ -197,7 +197,7 @@ def tokens_of(model: nn.Module, path: str) -> Tokens:
 
 def _model_type(module: nn.Module) -> str:
     inside = is_transformers(module) and isinstance(getattr(module, "layer_norm", None), nn.Module)
-    return getattr(module.config, "model_type", "") if inside else ""
+    return getattr(config_of(module), "model_type", "") if inside else ""
 
 
 def _looks_up_words(model: nn.Module) -> bool:
@@ -292,3 +292,35 @@ def _shrunk(grid: tuple[int, int], patches: int) -> tuple[int, int] | None:
     while height * width > patches and (height, width) != (1, 1):
         height, width = -(-height // 2), -(-width // 2)
     return (height, width) if patches > 0 and height * width == patches else None
+
+
+def class_layers(model: nn.Module) -> set[tuple[str, bool]]:
+    """The layers, as (path, at input), whose class token is the model's own representation.
+
+    They are what feeds the head, or the final features without one, in models that read a class token there and not
+    the mean of all tokens.
+    """
+    inner, _ = core(model)
+    if not _reads_class(inner):
+        return set()
+    layers = set()
+    for positions in ("pooled", "all"):
+        try:
+            path, at_input, _ = (last_layer(model, positions) + ":").partition(":input")
+        except ValueError:
+            continue
+        layers.add((path.removesuffix(":"), bool(at_input)))
+    return layers
+
+
+def _reads_class(model: nn.Module) -> bool:
+    if is_timm(model):
+        pool = getattr(model, "global_pool", None)
+        return getattr(model, "cls_token", None) is not None and pool in ("token", "", None)
+    if not is_transformers(model):
+        return True
+    if getattr(model, "main_input_name", "") == "pixel_values":
+        return not getattr(config_of(model), "use_mean_pooling", False)
+    if getattr(config_of(model), "classifier_pooling", "cls") != "cls":  # ModernBERT and its kin
+        return False
+    return type(model).__name__.endswith(("ForSequenceClassification", "ForMultipleChoice"))

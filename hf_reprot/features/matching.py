@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +16,10 @@ from ..ot import solve
 from ..ot.cost import cost_from_moments
 from ..ot.moments import pair_moments
 from ..utils.messages import check_choice
-from .activations import Activation, pooled_neurons
 from .architecture import block_layers, last_layer, spread, stage_layers
 from .pairs import LayerPair
 from .paths import unwrap
-from .taps import Taps
+from .tables import TappedModel, pooled_tables
 
 OUTER = ("exact", "sinkhorn")
 
@@ -296,22 +297,13 @@ def match_layers(
     given = (student_layers, teacher_layers)
     names = [list(g) if g is not None else candidate_layers(m) for g, m in zip(given, models, strict=True)]
     parts: list[list[list[Tensor]]] = [[], []]
-    taps = [Taps(model, layers) for model, layers in zip(models, names, strict=True)]
-    modes = [{module: module.training for module in model.modules()} for model in models]
-    try:
+    with contextlib.ExitStack() as stack:
+        tapped = [stack.enter_context(TappedModel(m, layers)) for m, layers in zip(models, names, strict=True)]
         for batch in batches:
             for side, inputs in enumerate(batch if isinstance(batch, tuple) else (batch, batch)):
-                models[side].eval()
-                with torch.no_grad(), taps[side].recording():
-                    models[side](**inputs) if isinstance(inputs, Mapping) else models[side](inputs)
+                _, caught = tapped[side].run(partial(_forward, models[side], inputs))
                 mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-                parts[side].append(pooled_tables(taps[side].take(), names[side], tokens, mask))
-    finally:
-        for tap in taps:
-            tap.close()
-        for mode in modes:
-            for module, training in mode.items():
-                module.training = training
+                parts[side].append(pooled_tables(caught, names[side], tokens, mask))
     ours, theirs = ([torch.cat(layer) for layer in zip(*batches, strict=True)] for batches in parts)
     if not ours or len(ours[0]) < 2:
         raise ValueError("matching layers needs at least two samples")
@@ -321,8 +313,5 @@ def match_layers(
     )
 
 
-def pooled_tables(
-    caught: Mapping[str, Activation], names: Sequence[str], tokens: str = "auto", mask: Tensor | None = None
-) -> list[Tensor]:
-    """(n, d) of each named layer: one sample an image or text, whatever the layer's positions are."""
-    return [pooled_neurons(caught[name], tokens=tokens, mask=mask).float() for name in names]
+def _forward(model: nn.Module, inputs: Any) -> Any:
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)

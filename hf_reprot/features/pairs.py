@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -12,10 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from .architecture import block_layers, head_paths, last_layer, spread, stage_layers
+from ..utils.messages import did_you_mean
+from .architecture import block_layers, last_layer, spread, stage_layers
 from .paths import LayerName, resolve_path, unwrap
-
-__all__ = ["LayerPair", "block_layers", "head_paths", "last_layer", "match_pairs", "resolve_layer", "stage_layers"]
 
 _LEGAL = (
     'Legal: "auto" alone, "last", "stages", "student_layer=teacher_layer" (with "@1" behind it for the second of '
@@ -96,16 +94,16 @@ def _pairs_of(spec: Any, student: nn.Module, teachers: Sequence[nn.Module], posi
         ours = last_layer(student, positions)
         return [LayerPair(ours, last_layer(t, positions), teacher_index=i) for i, t in enumerate(teachers)]
     if spec == "stages":
-        ours = stage_layers(student)
+        stages = stage_layers(student)
         return [
             LayerPair(s, t, teacher_index=i)
             for i, teacher in enumerate(teachers)
-            for s, t in _proportional(ours, stage_layers(teacher))
+            for s, t in _proportional(stages, stage_layers(teacher))
         ]
     if spec.count("=") != 1:
         raise ValueError(_not_a_spec(spec))
     ours, theirs = (side.strip() for side in spec.split("="))
-    theirs, _, index = (part.strip() for part in theirs.partition("@"))
+    theirs, index = (part.strip() for part in theirs.partition("@")[::2])
     if index and not index.isdigit():
         raise ValueError(f"layer_pairs: {spec!r} has {index!r} behind @: expected a teacher's number, from 0")
     chosen = {"student": ours, "teacher": theirs, "teacher_index": int(index or 0)}
@@ -115,9 +113,9 @@ def _pairs_of(spec: Any, student: nn.Module, teachers: Sequence[nn.Module], posi
 def _not_a_spec(spec: str) -> str:
     if spec == "auto":
         return 'layer_pairs: "auto" finds all pairs by itself, in a trainer (or by match_layers), and stands alone'
-    near = difflib.get_close_matches(spec, ["last", "stages", "auto"], n=1)
-    if near:
-        return f"layer_pairs: {spec!r} is no pair. Did you mean {near[0]!r}? {_LEGAL}"
+    hint = did_you_mean(spec, ("last", "stages", "auto"))
+    if hint:
+        return f"layer_pairs: {spec!r} is no pair.{hint} {_LEGAL}"
     if "=" in spec:
         return f"layer_pairs: {spec!r} has more than one =. {_LEGAL}"
     return f'layer_pairs: {spec!r} names one layer, and a pair has two, as in "{spec}={spec}". {_LEGAL}'
@@ -129,8 +127,7 @@ def _from_mapping(
     known = [f.name for f in fields(LayerPair)]
     for key in spec:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, known)
             raise ValueError(f"layer_pairs: {key!r} is no key of a pair (legal: {', '.join(known)}).{hint}")
     for key in ("student", "teacher"):
         if not isinstance(spec.get(key), str) or not spec[key]:

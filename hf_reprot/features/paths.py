@@ -1,14 +1,16 @@
-"""Layer names: what a user may write, and the module of a model that it means."""
+"""Layer names: the syntax that users write, and the module that a name refers to."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ..utils.messages import nearest
 
 LAYOUTS = ("nchw", "nhwc", "nlc", "ncl")
 
@@ -18,7 +20,7 @@ _WRAPPER_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_m
 
 @dataclass(frozen=True)
 class LayerName:
-    """A layer as it is written: `path[:input][:layout][:prefixN]`.
+    """A parsed layer name: `path[:input][:layout][:prefixN]`.
 
     Attributes:
         path: Path of a module.
@@ -67,10 +69,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
+            continue
+        compiled = getattr(model, "_orig_mod", None)
+        if not isinstance(compiled, nn.Module):
             return model
+        model = compiled
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
@@ -88,7 +91,7 @@ def core(model: nn.Module) -> tuple[nn.Module, str]:
 
     The path is "" or ends with a dot, so that a path inside the core can be put behind it.
     """
-    inner = model
+    inner: Any = model
     if hasattr(inner, "peft_config") and callable(getattr(inner, "get_base_model", None)):
         inner = inner.get_base_model()
     if isinstance(getattr(inner, "timm_model", None), nn.Module):
@@ -156,7 +159,7 @@ def _from_the_end(model: nn.Module, path: str) -> str:
 def _unknown(path: str, bare: str, known: list[str], side: str, model: nn.Module) -> str:
     last = bare.rsplit(".", 1)[-1]
     by_suffix = [name for name in known if name.endswith("." + bare)]
-    by_look = difflib.get_close_matches(bare, known, n=5, cutoff=0.5)
+    by_look = nearest(bare, known, 5, cutoff=0.5)
     # A name that exists, deeper or with another index, is nearer than one that only looks alike.
     by_last = [name for name in known if last and not last.isdigit() and name.rsplit(".", 1)[-1] == last]
     near = list(dict.fromkeys(by_suffix[:3] + by_look + by_last[:3]))[:5]

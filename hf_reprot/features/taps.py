@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .activations import Activation, pair_maps, pair_neurons, pooled_neurons
-from .architecture import class_layers, last_layer
+from ..utils.moved import warn_moved
+from .activations import Activation
+from .architecture import last_layer
 from .compiled import as_written
 from .dropout import WithoutDropout
-from .layout import layout_of, prefix_and_grid, tokens_of
+from .layout import class_layers, layout_of, prefix_and_grid, tokens_of
 from .paths import LayerName, modules_by_path, resolve_path, unwrap
 
-__all__ = ["Activation", "Taps", "pair_maps", "pair_neurons", "pooled_neurons"]
+
+class LayerRecorder(Protocol):
+    """What `Taps` offers: a teacher without a model to run has one, too (see `Teacher.taps`)."""
+
+    def register(self) -> None:
+        """See `Taps`."""
+
+    def recording(self) -> contextlib.AbstractContextManager[None]:
+        """See `Taps`."""
+
+    def take(self) -> dict[str, Activation]:
+        """See `Taps`."""
+
+    def close(self) -> None:
+        """See `Taps`."""
 
 
 class _Store:
@@ -70,7 +84,7 @@ class _HeadHook(_Hook):
 class _GridHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if self.store.recording:
-            self.store.grids[self.name] = tuple(output.shape[-2:])
+            self.store.grids[self.name] = (output.shape[-2], output.shape[-1])
 
 
 def _record(store: _Store, name: str, tensor: Tensor | None) -> None:
@@ -82,11 +96,11 @@ def _record(store: _Store, name: str, tensor: Tensor | None) -> None:
 
 
 class Taps:
-    """Records the outputs (or inputs) of named layers, for the forward passes made inside `recording()`.
+    """Records the outputs (or inputs) of named layers during the forward passes made inside `recording()`.
 
-    Register taps on the bare model, before it is wrapped in DDP or FSDP or compiled: the wrapped model fires them. They
-    change nothing in the model's outputs and keep nothing of a pass that was not asked for: evaluation, and the
-    second forward of activation checkpointing, which runs in the backward, pass by unrecorded.
+    Register the taps on the bare model, before it is wrapped in DDP or FSDP or compiled: the wrapped model fires the
+    hooks. They do not change the model's outputs, and nothing is recorded outside `recording()`: evaluation, and the
+    second forward pass of activation checkpointing, which runs in the backward pass, leave no trace.
 
     Args:
         model: The model; a DDP or compiled one is unwrapped.
@@ -132,7 +146,7 @@ class Taps:
         self.register()
 
     def register(self) -> None:
-        """Registers the hooks where they are not: they are from the start, and again after `close`."""
+        """Registers the hooks on the model unless they are; done at construction, and needed again after `close`."""
         if self._handles:
             return
         modules = modules_by_path(self.model)
@@ -150,12 +164,12 @@ class Taps:
             hook = _OutputHook(self._store, name)
             self._handles.append(_called_part(module, first=False).register_forward_hook(hook))
             return
-        several = isinstance(module, nn.ModuleList) and len(module) > 1  # CrossViT: a head for each of its branches
-        self._parts[name] = [f"{name}[{i}]" for i in range(len(module))] if several else [name]
-        for key, part in zip(self._parts[name], module if several else [module], strict=True):
-            hook = _InputHook(self._store, key)
-            part = _called_part(part, first=True)
-            self._handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
+        # CrossViT: a head for each of its branches
+        branches = list(module) if isinstance(module, nn.ModuleList) and len(module) > 1 else [module]
+        self._parts[name] = [f"{name}[{i}]" for i in range(len(branches))] if len(branches) > 1 else [name]
+        for key, branch in zip(self._parts[name], branches, strict=True):
+            part = _called_part(branch, first=True)
+            self._handles.append(part.register_forward_pre_hook(_InputHook(self._store, key), with_kwargs=True))
 
     def _register_at_head(self, modules: dict[str, nn.Module]) -> None:
         try:
@@ -167,10 +181,10 @@ class Taps:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Records the forward pass made inside; what an earlier one left is forgotten.
+        """Context manager that records the forward pass made inside; an earlier recording is discarded.
 
-        After `close`, the hooks are registered for this pass alone, and a compiled model runs as it is written: its
-        code was made without them.
+        After `close`, the hooks are registered for this pass alone, and a compiled model runs eagerly: it was compiled
+        without them.
         """
         store = self._store
         store.clear()
@@ -182,8 +196,8 @@ class Taps:
             yield from self._one_pass()
 
     def armed(self) -> contextlib.AbstractContextManager[None]:
-        """The former name of `recording`."""
-        warnings.warn("Taps.armed is called Taps.recording now", FutureWarning, stacklevel=2)
+        """What `recording` was called in version 0.1."""
+        warn_moved("Taps.armed", "Taps.recording")
         return self.recording()
 
     def _one_pass(self) -> Iterator[None]:
@@ -266,11 +280,12 @@ class Taps:
         prefix, grid = 0, None
         if layout in ("nlc", "ncl") and tokens.modality == "image":
             length = tensor.shape[layout.index("l")]
-            prefix, grid = prefix_and_grid(tokens, length, grids.get(tokens.embedding), layer.prefix)
+            seen = grids.get(tokens.embedding) if tokens.embedding is not None else None
+            prefix, grid = prefix_and_grid(tokens, length, seen, layer.prefix)
         return Activation(tensor, layout, name, tokens, prefix, grid, self._reads_class[name])
 
     def close(self) -> None:
-        """Takes the hooks off the model."""
+        """Removes the hooks from the model."""
         self._remove()
         self._store.clear()
 

@@ -13,6 +13,7 @@ import jinja2
 from ..plots.charts import comparison_figure, curves_figure
 from ..plots.maps import layer_plan_figure
 from ..plots.style import save_figure
+from ..utils.files import write_whole
 from .examples import loading_examples
 from .foreign import picture_of, repo_of
 from .licenses import License, license_warnings
@@ -68,9 +69,7 @@ def write_card(record: RunRecord, folder: str | os.PathLike) -> Path:
         else:
             (folder / name).unlink(missing_ok=True)
     path = folder / CARD_FILE
-    waiting = folder / f"_{CARD_FILE}.part"
-    waiting.write_text(render_card(record, folder), encoding="utf-8")
-    os.replace(waiting, path)
+    write_whole(path, render_card(record, folder))
     for warning in card_warnings(record):
         _warn_once(warning)
     return path
@@ -143,7 +142,7 @@ def card_warnings(record: RunRecord) -> list[str]:
 
 @functools.cache
 def _warn_once(warning: str) -> None:
-    """Into the log, once a process: a run writes many cards."""
+    """Into the log, once per process: a run writes many cards."""
     logger.warning("%s", warning)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub import EvalResult, ModelCardData
 
 from .foreign import repo_of, revision_of, text_of, word_of
@@ -19,6 +21,7 @@ def card_metadata(record: RunRecord) -> ModelCardData:
     ]
     if record.student.library == "timm":
         tags += ["timm", "transformers"]  # the same repository loads in both
+    terms: dict[str, Any] = record.license.metadata() if record.license is not None else {}
     data = ModelCardData(
         language=[code for code in record.language if word_of(code)] or None,
         library_name=_library(record),
@@ -26,7 +29,7 @@ def card_metadata(record: RunRecord) -> ModelCardData:
         tags=list(dict.fromkeys([*tags, *(tag for tag in map(text_of, record.tags) if tag is not None)])),
         datasets=_hub_datasets(record) or None,
         metrics=[name for name in map(text_of, _metric_names(record)) if name not in ("loss", None)] or None,
-        **(record.license.metadata() if record.license is not None else {}),
+        **terms,
     )
     if record.start.kind == "hub" and repo_of(record.start.name):
         data.base_model = record.start.name

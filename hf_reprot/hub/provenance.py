@@ -13,7 +13,9 @@ from huggingface_hub import HfApi, ModelCard, constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
-from ..models.modules import class_name, is_headless
+from ..features.architecture import config_of, timm_settings
+from ..models.modules import class_name, is_headless, stated_license
+from ..utils.hub_ids import split_revision
 from .facts import DataFacts, ModelFacts, Start
 from .foreign import text_of
 from .licenses import License
@@ -48,33 +50,33 @@ def start_of(model: nn.Module, declared: str | None = None) -> Start:
     if declared == "scratch":
         return Start("scratch")
     if declared is not None:
-        return _start(*_split_revision(declared))
+        return _start(*split_revision(declared))
     adapter = _adapter_config(model)
     if adapter is not None:
         base = getattr(adapter, "base_model_name_or_path", None)
         if base:
             return _start(base, getattr(adapter, "revision", None))
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = getattr(model, "config", None)
+        model = _inside(model)
+    config = config_of(model)
     name = getattr(config, "_name_or_path", None)
     if not name or not _was_loaded(model):
         return Start()
     start = _start(name, getattr(config, "_commit_hash", None))
-    if start.kind == "hub" and start.revision is None:
+    if start.kind == "hub" and start.name and start.revision is None:
         start.revision = _cached_commit(start.name)
-    start.license = start.license or _config_license(model)
+    start.license = start.license or License.of(stated_license(model))
     return start
 
 
 def model_facts(model: nn.Module, name: str | None = None, **known: Any) -> ModelFacts:
     """Architecture, library and size of a model; `known` fills the other fields."""
-    inner = model.get_base_model() if _adapter_config(model) is not None and hasattr(model, "get_base_model") else model
-    config = getattr(inner, "config", None)
+    inner: Any = _inside(model) if _adapter_config(model) is not None else model
+    config = config_of(inner)
     architecture, library = class_name(inner), "torch"
     if architecture.startswith("TimmWrapper"):
         architecture, library = text_of(config.architecture) or architecture, "timm"
-    elif isinstance(getattr(inner, "pretrained_cfg", None), Mapping):
-        architecture, library = text_of(inner.pretrained_cfg.get("architecture")) or architecture, "timm"
+    elif (settings := timm_settings(inner)) is not None:
+        architecture, library = text_of(settings.get("architecture")) or architecture, "timm"
     elif hasattr(config, "model_type"):
         library = "transformers"
     if inner is not model:
@@ -97,7 +99,11 @@ def teacher_facts(teacher: Any) -> ModelFacts:
     elif license is None and origin == "folder":
         license = folder_license(teacher.name)
     return model_facts(
-        teacher.model, name, origin=origin, revision=revision, license=license or _config_license(teacher.model)
+        teacher.model,
+        name,
+        origin=origin,
+        revision=revision,
+        license=license or License.of(stated_license(teacher.model)),
     )
 
 
@@ -122,7 +128,7 @@ def data_facts(dataset: Any) -> DataFacts | None:
 
 def task_of(model: nn.Module) -> str | None:
     """The Hub's pipeline tag for a model; None where its class does not tell."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = _inside(model)
     name = class_name(inner)
     if is_headless(inner) and getattr(inner, "main_input_name", None) == "pixel_values":
         return "image-feature-extraction"
@@ -140,7 +146,7 @@ def hub_license(repo: str, revision: str | None = None, repo_type: str = "model"
                 return found
         api = HfApi()
         ask = api.dataset_info if repo_type == "dataset" else api.model_info
-        data = ask(repo, revision=revision, timeout=5).card_data or {}
+        data: Any = ask(repo, revision=revision, timeout=5).card_data or {}
         return License.of(data.get("license"), data.get("license_name"), data.get("license_link"))
     except Exception as error:  # offline, private, gone: a licence that cannot be had is a warning on the card
         logger.debug("The licence of %s cannot be had: %s", repo, type(error).__name__)
@@ -160,12 +166,6 @@ def _card_license(path: str | Path) -> License | None:
         logger.debug("A card cannot be read: %s", type(error).__name__)
         return None
     return License.of(data.get("license"), data.get("license_name"), data.get("license_link"))
-
-
-def _config_license(model: nn.Module) -> License | None:
-    """timm's models carry a licence among their input settings."""
-    config = getattr(model, "pretrained_cfg", None) or getattr(getattr(model, "config", None), "pretrained_cfg", None)
-    return License.of(config.get("license")) if isinstance(config, Mapping) else None
 
 
 def _start(name: str, revision: str | None = None) -> Start:
@@ -197,8 +197,7 @@ def _origin(name: str) -> tuple[str, str]:
     """("folder", its name) | ("hub", id) | ("unrecorded", name): a folder that exists wins, as in `from_pretrained`."""
     if Path(name).expanduser().exists() or Path(name).is_absolute() or name.startswith((".", "~")):
         return "folder", folder_name(name)
-    repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
-    repo, _ = _split_revision(repo)
+    repo, _ = split_revision(name)
     try:
         validate_repo_id(repo)
     except HFValidationError:
@@ -206,11 +205,9 @@ def _origin(name: str) -> tuple[str, str]:
     return ("hub", repo) if "/" in repo else ("unrecorded", repo)
 
 
-def _split_revision(name: str) -> tuple[str, str | None]:
-    if Path(name).expanduser().exists() or "@" not in name:
-        return name, None
-    repo, revision = name.rsplit("@", 1)
-    return repo, revision
+def _inside(model: nn.Module) -> nn.Module:
+    """The model inside PEFT's adapters."""
+    return getattr(model, "get_base_model", lambda: model)()
 
 
 def _adapter_config(model: nn.Module) -> Any | None:

@@ -71,7 +71,7 @@ def push_folder(
     name_repository(folder, repo_id)
     contents = student_contents(folder)
     if checkpoint is not None:
-        contents += checkpoint_contents(checkpoint, checkpoint_path)
+        contents += checkpoint_contents(Path(checkpoint), checkpoint_path)
     try:
         return _commit(
             api,
@@ -165,7 +165,9 @@ def _commit(
         seen = api.model_info(repo_id, revision=revision)
         present = [sibling.rfilename for sibling in seen.siblings or ()]
         gone = replaced(present, (content.path_in_repo for content in contents), checkpoint_path)
-        operations = [CommitOperationAdd(content.path_in_repo, _readable(content)) for content in contents]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(content.path_in_repo, _readable(content)) for content in contents
+        ]
         operations += [CommitOperationDelete(name) for name in gone]
         return api.create_commit(
             repo_id,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.head import HeadFit
+from ..utils.files import write_whole
 from ..utils.strict_json import fitting, from_mapping
 from .facts import DataFacts, ModelFacts, Start
 from .foreign import clean, picture_of
@@ -195,9 +196,7 @@ class RunRecord:
         path = Path(folder) / RECORD_FILE
         # A number that JSON has no word for says nothing on a card, either.
         content = fitting(RunRecord, public(_finite(_plain(dataclasses.asdict(self))), secrets))
-        waiting = path.with_name(f"_{RECORD_FILE}.part")
-        waiting.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(waiting, path)
+        write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return path
 
     @classmethod

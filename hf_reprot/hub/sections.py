@@ -32,7 +32,7 @@ from .record import Job, RunRecord
 
 _SHOWN = 20  # classes of a teacher
 _PROBLEMS = {
-    "multi_label_classification": " (several labels a sample: each by its own yes or no)",
+    "multi_label_classification": " (several labels per sample: each by its own yes or no)",
     "regression": " (numbers, not classes)",
 }
 _KL = "KL of the logits at kd_temperature"
@@ -73,7 +73,7 @@ def result_columns(record: RunRecord) -> list[str]:
 
 
 def result_rows(record: RunRecord) -> list[dict[str, Any]]:
-    """One row a data set and metric."""
+    """One row per data set and metric."""
     rows = []
     for evaluation in record.evaluations:
         for name, value in evaluation.metrics.items():
@@ -230,24 +230,24 @@ def _meanings() -> dict[str, str]:
 
 
 def limits(record: RunRecord) -> list[str]:
-    """What nobody should take the student for."""
+    """Limitations of the student."""
     limits = []
     if record.evaluations:
         where = ", ".join(dict.fromkeys(cell(evaluation.data.name) for evaluation in record.evaluations))
-        limits.append(f"It was evaluated on {where} only: nothing is known of how it does on other data.")
+        limits.append(f"It was evaluated on {where} only: its performance on other data is unknown.")
     else:
         since = " since its head was fitted" if record.head is not None else ""
-        limits.append(f"It was not evaluated{since}: nothing is known of how well it does.")
+        limits.append(f"It was not evaluated{since}: its performance is unknown.")
     if record.head is not None and record.head.absent:
         absent = ", ".join(cell(name) for name in record.head.absent[:_SHOWN])
         more = ", ..." if len(record.head.absent) > _SHOWN else ""
-        limits.append(f"It never answers with a class of which no sample was labelled: {absent}{more}.")
+        limits.append(f"It never predicts a class without a labelled sample: {absent}{more}.")
     if record.job == Job.REPRESENTATION and record.classes is not None:
-        limits.append("Its head was not trained: what it answers means nothing until one is fitted.")
+        limits.append("Its head was not trained: its predictions are meaningless until one is fitted.")
     if record.teachers:
         limits.append(
-            "A student that follows a teacher takes over the teacher's mistakes and biases, and those of the data that "
-            "the teacher was trained on."
+            "A distilled student inherits the teacher's errors and biases, and those of the data that the teacher was "
+            "trained on."
         )
     if transports(record):
         limits.append(
@@ -255,7 +255,7 @@ def limits(record: RunRecord) -> list[str]:
             "that the student is as good as the teacher."
         )
     if record.train_data is not None and record.train_data.samples is not None and record.train_data.samples < 10_000:
-        limits.append(f"It saw {record.train_data.samples:,} training samples, which is few.")
+        limits.append(f"It was trained on only {record.train_data.samples:,} samples.")
     return limits
 
 

@@ -19,9 +19,9 @@ def world_size() -> int:
 def merge_over_processes(local: Sequence[PairMoments]) -> list[PairMoments]:
     """Merges every pair's moments over all processes, by the formula of Chan, Golub and LeVeque (1979).
 
-    Two collectives whatever the number of pairs: one gathers counts and means (d_s + d_t + 1 numbers a pair and
-    process), one sums the centred second moments (d_s d_t + d_s + d_t numbers a pair). Neither depends on the number of
-    samples. Activations stay where they are.
+    Two collectives whatever the number of pairs: one gathers counts and means (d_s + d_t + 1 numbers per pair and
+    process), one sums the centred second moments (d_s d_t + d_s + d_t numbers per pair). Neither depends on the number
+    of samples. Activations stay where they are.
 
     Args:
         local: This process's moments, a list of the same length and widths on every process.
@@ -73,9 +73,9 @@ def gather_rows(local: Tensor) -> Tensor:
     """All processes' rows (n, d) of what each holds some rows (k, d) of, in the order of the processes; no gradient."""
     if world_size() == 1:
         return local
-    counts = [torch.zeros((), dtype=torch.long, device=local.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor(len(local), device=local.device))
-    counts = [int(count) for count in counts]
+    lengths = [torch.zeros((), dtype=torch.long, device=local.device) for _ in range(world_size())]
+    dist.all_gather(lengths, torch.tensor(len(local), device=local.device))
+    counts = [int(length) for length in lengths]
     # Collectives want one size: short ones are filled up.
     padded = local.new_zeros(max(counts), *local.shape[1:])
     padded[: len(local)] = local

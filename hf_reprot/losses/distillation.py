@@ -17,11 +17,11 @@ PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 class LogitDistillation(nn.Module):
     """Pulls the student's answers to the teacher's, in the form that goes with the question.
 
-    One class a sample: the softened probabilities of the classes,
+    One class per sample: the softened probabilities of the classes,
 
         loss = T^2 * (1/n) sum_k KL( softmax(teacher_k / T) | softmax(student_k / T) )
 
-    several labels a sample: each class's own softened yes or no, with s the logistic function,
+    several labels per sample: each class's own softened yes or no, with s the logistic function,
 
         loss = T^2 * (1/(n C)) sum_kc KL( Bernoulli(s(teacher_kc / T)) | Bernoulli(s(student_kc / T)) )
 

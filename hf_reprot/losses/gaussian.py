@@ -118,15 +118,15 @@ class GaussianTransport(nn.Module):
 
     def _output(self, term: Term, running: RunningMoments | None) -> LossOutput:
         cross, masses, scale = self._cross(term.moments)
-        settings = {"relative_epsilon": self.relative_epsilon}
         if running is not None:
             carried, *_ = self._cross(running.update(term.moments, keep=term.gate.open))
-            coupling = solve_gaussian(carried, **settings).coupling
+            coupling = solve_gaussian(carried, relative_epsilon=self.relative_epsilon).coupling
             value = masses - 2 * (coupling * cross).sum()  # a constant that weighs this batch's cross moments
         else:
             few = len(term.student) * 2 < min(cross.shape) and not (self.global_batch and world_size() > 1)
             basis = _basis(term.student, term.moments, scale) if few else None
-            result = solve_gaussian(cross, rank=term.count - 1, basis=basis, **settings)
+            rank = term.count - 1
+            result = solve_gaussian(cross, relative_epsilon=self.relative_epsilon, rank=rank, basis=basis)
             coupling, value = result.coupling, masses - result.overlap
         term.gate.close_unless(torch.isfinite(value.detach()))
         loss = torch.where(term.gate.open, value, torch.zeros_like(value))

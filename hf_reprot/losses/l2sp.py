@@ -83,8 +83,8 @@ class L2SP(nn.Module):
         flat = [w0.detach().to("cpu", torch.float64) for w0 in self._start]
         return torch.stack([
             torch.tensor(float(sum(w0.numel() for w0 in flat)), dtype=torch.float64),
-            sum(w0.sum() for w0 in flat),
-            sum(w0.square().sum() for w0 in flat),
+            sum((w0.sum() for w0 in flat), torch.zeros((), dtype=torch.float64)),
+            sum((w0.square().sum() for w0 in flat), torch.zeros((), dtype=torch.float64)),
         ])  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +44,10 @@ class PartialDistillation(nn.Module):
         classes: For each teacher the student's class of each of its outputs, None for outputs without one; or None for
             a teacher with the student's classes in the student's order.
         count: Number of the student's classes.
-        weights: w_i above 0, one a teacher; None: all alike.
+        weights: w_i above 0, one per teacher; None: all alike.
         loss: The loss between a student's and a teacher's logits over the same classes: `LogitDistillation` or
             `DecoupledDistillation` (which needs labels).
-        global_batch: In a distributed run, find s_i on the samples of all processes (one number a teacher is
+        global_batch: In a distributed run, find s_i on the samples of all processes (one number per teacher is
             exchanged). All else is a mean over the samples at hand.
 
     Inputs:
@@ -88,6 +89,11 @@ class PartialDistillation(nn.Module):
   year={2019}
 }"""
 
+    loss: Any  # LogitDistillation, or another loss with its methods
+    share: Tensor
+    knows: Tensor
+    union: Tensor
+
     def __init__(
         self,
         classes: Sequence[Sequence[int | None] | None],
@@ -116,10 +122,10 @@ class PartialDistillation(nn.Module):
         self.partial = [{c for c in columns if c is not None} != set(everything) for columns in listed]
         self._as_is = [columns == everything for columns in listed]
         for i, columns in enumerate(listed):
-            kept = [output for output, c in enumerate(columns) if c is not None]
-            found = torch.tensor([columns[output] for output in kept])
-            place = torch.zeros(self.count, dtype=torch.long).scatter_(0, found, torch.arange(len(found)))
-            for name, value in (("kept", torch.tensor(kept)), ("columns", found), ("place", place)):
+            kept = torch.tensor([output for output, c in enumerate(columns) if c is not None])
+            known = torch.tensor([c for c in columns if c is not None])
+            place = torch.zeros(self.count, dtype=torch.long).scatter_(0, known, torch.arange(len(known)))
+            for name, value in (("kept", kept), ("columns", known), ("place", place)):
                 self.register_buffer(f"{name}_{i}", value, persistent=False)
         knows = torch.stack([torch.zeros(self.count).index_fill(0, self.get_buffer(f"columns_{i}"), 1.0) for i in self])
         share = torch.tensor(weights) / sum(weights)
@@ -127,7 +133,7 @@ class PartialDistillation(nn.Module):
         self.register_buffer("knows", knows, persistent=False)  # (teachers, classes): 0 or 1
         self.register_buffer("union", knows.amax(0).nonzero().flatten(), persistent=False)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         """Numbers of the teachers."""
         return iter(range(len(self.outputs)))
 
@@ -144,8 +150,7 @@ class PartialDistillation(nn.Module):
             heard = self.heard(teachers, labels)  # (teachers, ...)
             teachers = [self._answers(i, teachers[i]) for i in self]
             # With labels, means are over the samples that have one
-            gates = labels is not None and any(self.partial)
-            rows = (labels != IGNORED).sum() if gates else None
+            rows = (labels != IGNORED).sum() if labels is not None and any(self.partial) else None
             each = [self._each(i, student, teachers[i], labels, heard[i], rows) for i in self]
             logs = self._logs(each, heard, rows)
             if labels is None and any(self.partial):
@@ -204,7 +209,8 @@ class PartialDistillation(nn.Module):
         share = self.share[:, None] * self.knows
         share = (share / share.sum(0).clamp_min(torch.finfo(share.dtype).tiny)).to(student)  # (teachers, classes)
         heard = share.index_select(1, self.union).mean(1)
-        total, agreement, logs = torch.zeros_like(student), student.new_zeros(()), {}
+        total, agreement = torch.zeros_like(student), student.new_zeros(())
+        logs: dict[str, Tensor] = {}
         for i in self:
             columns = self.get_buffer(f"columns_{i}")
             ours, theirs = student.index_select(-1, columns), self._answers(i, teachers[i])

@@ -23,7 +23,7 @@ def settle_rows(
     load: Callable[[], nn.Module],
     title: str,
 ) -> None:
-    """Makes every row of a loaded student's head the one of the class that it is called after.
+    """Moves the rows of a loaded student's head to the classes that they belong to by name.
 
     Rows of classes that the head had by name are moved to their new places, all others start anew.
 

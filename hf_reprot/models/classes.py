@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from ..features.architecture import config_of
+
 __all__ = [
     "Pairing",
     "check_data_names",
@@ -124,7 +126,7 @@ def data_names(dataset: Any, columns: Iterable[str | None]) -> list[str] | None:
     for column in columns:
         feature = features.get(column)
         inner = getattr(feature, "feature", None) or (feature[0] if isinstance(feature, list) and feature else None)
-        for kind in (feature, inner):  # lists: several classes a sample
+        for kind in (feature, inner):  # lists: several classes per sample
             names = getattr(kind, "names", None)
             if isinstance(names, Sequence) and not isinstance(names, str) and names:
                 return [str(name) for name in names]
@@ -133,7 +135,7 @@ def data_names(dataset: Any, columns: Iterable[str | None]) -> list[str] | None:
 
 def name_classes(model: nn.Module, names: Sequence[str]) -> None:
     """Writes the names of the classes into a model's config."""
-    config = model.config
+    config = config_of(model)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
     if hasattr(config, "label_names") or config.model_type == "timm_wrapper":

@@ -1,4 +1,4 @@
-"""A linear head on a representation that stays as it is, fitted to labelled samples and written into the student."""
+"""A linear head on a frozen representation, fitted to labelled samples and written into the student."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..features.architecture import head_paths
+from ..features.architecture import config_of, head_paths
 from ..features.paths import core
+from ..features.tables import evaluating
 from .modules import class_count, class_names, some
 from .regression import Linear, best_constant, fit_linear, mean_loss, standardiser
-from .student import evaluating
 
 __all__ = ["HeadFit", "cross_validated", "fit_head", "linear_head", "task_form", "write_head"]
 
@@ -31,15 +31,15 @@ _LOSSES = {CLASSES: "softmax", LABELS: "bernoulli", VALUES: "squared"}
 
 @dataclass(frozen=True)
 class HeadFit:
-    """What a head was fitted on.
+    """What a head was fitted on, and how well it fits.
 
     Attributes:
         samples: Number of labelled samples.
         strength: Inverse strength of the penalty (scikit-learn's C).
-        accuracy: Share of right answers in cross-validation at that strength (with several labels a sample: of right
-            yes-or-no answers); None where no class has two samples, and for regression.
-        error: Of a regression, the root mean squared error in cross-validation.
-        absent: Classes without a labelled sample, by name or number: the head never answers with one.
+        accuracy: Share of correct predictions in cross-validation at that strength (with several labels per sample: of
+            correct yes-or-no predictions); None where no class has two samples, and for regression.
+        error: For regression, the root mean squared error in cross-validation.
+        absent: Classes without a labelled sample, by name or number: the head never predicts them.
     """
 
     samples: int
@@ -52,20 +52,20 @@ class HeadFit:
 def fit_head(
     student: nn.Module,
     batches: Iterable[tuple[Mapping[str, Any], Tensor]],
-    together: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] = tuple,
+    together: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] | None = None,
 ) -> HeadFit:
     """Fits the last linear layer of a student to labelled samples; nothing else of it changes.
 
     Logistic regression on standardised features, with a penalty chosen by cross-validation: with few labels this is
-    right where a few more steps of training are not. A student with several labels a sample gets one regression a
+    more reliable than a few more training steps. A student with several labels per sample gets one regression per
     class, a student that predicts values gets ridge regression (`config.problem_type`, as transformers reads it).
 
     Args:
         student: With a head for the classes, on the device of the batches. In a PEFT student, the head must be one of
             the adapter's `modules_to_save`.
         batches: (inputs of the student, labels), each sample once. Labels: (batch,) whole numbers, or (batch, outputs)
-            of 0 and 1 or of values. A label of -100 is left out.
-        together: Brings the (features, labels) of a batch of all processes together.
+            of 0 and 1 or of values. A label of -100 is ignored.
+        together: Gathers the (features, labels) of a batch from all processes; None: one process.
 
     Returns:
         What the head was fitted on, and which classes had no sample.
@@ -85,7 +85,7 @@ def task_form(student: nn.Module, labels: np.ndarray) -> str:
         student: The student.
         labels: (n,) or (n, outputs).
     """
-    config = getattr(core(student)[0], "config", None) or getattr(student, "config", None)
+    config = config_of(core(student)[0]) or config_of(student)
     stated = getattr(config, "problem_type", None)
     if stated in _LOSSES:
         return stated
@@ -182,8 +182,9 @@ def _collect(student: nn.Module, layer: nn.Linear, batches, together) -> tuple[n
                 student(**inputs)
                 if len(caught) != 1 or caught[0].dim() != 2 or answer.dim() not in (1, 2):
                     shapes = ", ".join(str(tuple(x.shape)) for x in caught) or "nothing"
-                    raise ValueError(f"a head is fitted to one row a sample; this one gets {shapes}")
-                both = together((caught.pop().float(), answer))
+                    raise ValueError(f"a head is fitted to one row per sample; this one gets {shapes}")
+                both = (caught.pop().float(), answer)
+                both = both if together is None else together(both)
                 rows.append(both[0].cpu())
                 labels.append(both[1].cpu())
     finally:
@@ -239,7 +240,7 @@ def _targets(outputs: int, features: np.ndarray, labels: np.ndarray, names: list
     elif labels.ndim == 1:
         known = labels != _UNLABELLED
     else:
-        raise ValueError(f"labels must be one whole number a sample, got {labels.shape[1]} columns")
+        raise ValueError(f"labels must be one whole number per sample, got {labels.shape[1]} columns")
     features, labels = features[known], labels[known]
     if not len(labels):
         raise ValueError("no sample has a label: there is nothing to fit a head to")
@@ -260,7 +261,7 @@ def _classes(labels: np.ndarray, outputs: int, names: list[str] | None) -> tuple
 def _several_labels(labels: np.ndarray, outputs: int, names: list[str] | None) -> tuple[np.ndarray, np.ndarray]:
     _check_width(labels, outputs)
     if not np.isin(labels[~np.isnan(labels)], (0, 1)).all():
-        raise ValueError("labels of several classes a sample must be 0 or 1 for each class")
+        raise ValueError("labels of several classes per sample must be 0 or 1 for each class")
     kept = np.flatnonzero((labels == 1).any(0))
     if not len(kept):
         raise ValueError("no sample has any of the classes: there is nothing to fit a head to")

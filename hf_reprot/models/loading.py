@@ -1,4 +1,4 @@
-"""Pretrained models from the Hub or a folder: the commit, the right class, every weight, and only safetensors."""
+"""Pretrained models from the Hub or a folder: pinned to a commit, with every weight, from safetensors only."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from ..data.preprocessing import Preprocessing
+from ..utils.hub_ids import split_revision, without_prefix
 from ..utils.hub_tokens import without_tokens
 from ..utils.safetensors_only import check_options, check_source
 from .model_size import check_numbers, check_size
@@ -45,7 +46,6 @@ _HEADS = {
 }
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder", "token")
 _FIRST_PROCESS_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 LEGAL = 'a hub id ("org/name", "org/name@revision", "timm/name") or a folder'
 
 
@@ -60,7 +60,7 @@ class Pretrained:
 
 
 def load_pretrained(source: str, *, dtype: torch.dtype | str | None = None, options: dict[str, Any]) -> Pretrained:
-    """Loads a checkpoint of transformers or timm, with its head where it has one that gives logits for a class.
+    """Loads a transformers or timm checkpoint, with its classification head if it has one.
 
     Of a model of images and texts, such as CLIP, the vision model is loaded.
 
@@ -101,15 +101,15 @@ def locate(source: str, options: Mapping[str, Any], *, what: str) -> Place:
     Raises:
         ValueError: it does not exist, cannot be reached, or is no folder of a model.
     """
-    for prefix in _PREFIXES:  # timm's way to write a source
-        source = source.removeprefix(prefix)
+    source = without_prefix(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
         _check_folder(folder / (options.get("subfolder") or ""))
         return Place(str(folder), source, None)
     if folder.is_absolute() or source.startswith((".", "~")):
         raise ValueError(f"there is no folder {source!r} to load a {what} from. Legal is {LEGAL}")
-    repo, revision = _split_revision(source, options.get("revision"), what)
+    setting = "init_kwargs" if what == "teacher" else "revision="
+    repo, revision = split_revision(source, options.get("revision"), title=f"the {what}", setting=setting)
     return Place(repo, repo, _commit(repo, revision, options, what))
 
 
@@ -251,7 +251,7 @@ def _auto_class(config: PreTrainedConfig) -> Any:
                 return auto_class
         return AutoModel
     if config.model_type == "timm_wrapper":  # timm's own checkpoints name no class, only the number of classes
-        return AutoModelForImageClassification if config.num_labels > 0 else AutoModel
+        return AutoModelForImageClassification if (config.num_labels or 0) > 0 else AutoModel
     return AutoModel
 
 
@@ -284,14 +284,6 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{config} is not readable JSON") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{config} is no JSON object")
-
-
-def _split_revision(source: str, option: str | None, what: str) -> tuple[str, str | None]:
-    repo, _, revision = source.partition("@")
-    if revision and option and revision != option:
-        given = "init_kwargs" if what == "teacher" else "revision="
-        raise ValueError(f"the {what} {source!r} names a revision, and {given} another one ({option!r}): give one")
-    return repo, revision or option or None
 
 
 def commit_of(repo: str, revision: str) -> str | None:

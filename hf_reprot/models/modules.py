@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..features.architecture import head_paths, is_timm, is_transformers
+from ..features.architecture import (
+    DeclaresLayers,
+    config_of,
+    head_paths,
+    is_timm,
+    is_transformers,
+    timm_settings,
+)
 from ..features.paths import core
 
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls a class without a name
@@ -43,27 +51,27 @@ def names_of(model: nn.Module) -> tuple[str, ...]:
 
 def forward_parameters(model: nn.Module) -> tuple[tuple[str, ...], bool]:
     """(names, whether any other name is taken, too)."""
-    model = getattr(model, "_orig_mod", model)  # torch.compile
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
-    parameters = inspect.signature(model.forward).parameters.values()
+    inner: Any = getattr(model, "_orig_mod", model)  # torch.compile
+    if hasattr(inner, "get_base_model"):  # PEFT
+        inner = inner.get_base_model()
+    parameters = inspect.signature(inner.forward).parameters.values()
     names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     return names, not names and any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def is_headless(model: nn.Module) -> bool:
     """Whether a model of transformers or timm gives features and no logits: a backbone."""
-    if hasattr(model, "named_layers"):  # a stand-in for a teacher whose features are cached
+    if isinstance(model, DeclaresLayers):  # it stands for a model that is not there
         return False
     inner, _ = core(model)
     if is_timm(inner):
-        return inner.num_classes <= 0
+        return getattr(inner, "num_classes", 0) <= 0
     return is_transformers(inner) and not head_paths(model) and "labels" not in names_of(model)
 
 
 def class_names(model: nn.Module) -> list[str] | None:
     """Names of a head's classes in the order of its logits; None where they are only numbers or not known."""
-    return names_of_config(getattr(model, "config", None))
+    return names_of_config(config_of(model))
 
 
 def names_of_config(config: Any) -> list[str] | None:
@@ -78,10 +86,18 @@ def class_count(model: nn.Module) -> int | None:
     """Number of a head's classes; None where it has no head or does not tell."""
     if is_headless(model):  # the config counts two all the same
         return None
-    config = getattr(model, "config", None)
-    counts = (getattr(config, "num_labels", None) if hasattr(config, "id2label") else None,)
-    counts += (getattr(model, "num_classes", None),)
+    config = config_of(model)
+    stated = getattr(config, "num_labels", None) if hasattr(config, "id2label") else None
+    counts = (stated, getattr(model, "num_classes", None))
     return next((int(n) for n in counts if isinstance(n, int) and n > 0), None)
+
+
+def stated_license(model: nn.Module) -> str | None:
+    """The licence that a timm model, or the config of a wrapped one, carries among its input settings."""
+    for settings in (getattr(config_of(model), "pretrained_cfg", None), timm_settings(model)):
+        if isinstance(settings, Mapping) and isinstance(settings.get("license"), str):
+            return settings["license"]
+    return None
 
 
 def some(names: list[str]) -> str:

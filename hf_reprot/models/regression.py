@@ -1,4 +1,4 @@
-"""Penalised linear regression on features that stay as they are, to the optimum: classes, several labels, values."""
+"""Penalised linear regression on fixed features, solved to the optimum: classes, multiple labels, values."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def fit_linear(
         bias: Whether there is one; it is not penalised.
 
     Returns:
-        One solution a strength.
+        One solution per strength.
 
     Raises:
         ValueError: an unknown loss.

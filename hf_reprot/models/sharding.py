@@ -1,4 +1,4 @@
-"""Where the teachers live: whole on every process, or spread over all of them."""
+"""Placement of teachers: replicated on every process, or sharded over all of them."""
 
 from __future__ import annotations
 

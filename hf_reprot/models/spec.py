@@ -1,16 +1,53 @@
-"""The part that a teacher plays among several: how much it weighs, which classes it knows, which layers it shows."""
+"""A teacher as the user specifies it, and its role among several: weight, classes, layers, samples."""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..data.preprocessing import Preprocessing
+from ..utils.messages import did_you_mean
 from .classes import plain_name
 
 PARTS = ("weight", "classes", "layers", "samples")
 SAMPLES = ("own", "all")
+# What a mapping may hold beside the teacher's own id.
+SETTINGS = (*PARTS, "dtype", "preprocessing", "resize", "license")
+
+
+def parse_teacher(source: Any) -> tuple[Any, dict[str, Any]]:
+    """A teacher's source (a hub id, a folder, a module, a `Teacher`) and its own settings.
+
+    Args:
+        source: The source alone, or a mapping with the source under "id" beside any of `SETTINGS`.
+
+    Raises:
+        ValueError: a mapping without an id, or with a key that no teacher has (the nearest one is named).
+    """
+    if not isinstance(source, Mapping):
+        return source, {}
+    for key in source:
+        if key not in ("id", *SETTINGS):
+            hint = did_you_mean(key, ("id", *SETTINGS))
+            raise ValueError(f"teacher: {key!r} is no setting of a teacher (legal: id, {', '.join(SETTINGS)}).{hint}")
+    if not isinstance(source.get("id"), str | os.PathLike):
+        raise ValueError(f"teacher: {dict(source)!r} has no id: a hub id (org/name@revision) or a folder")
+    settings = {key: value for key, value in source.items() if key != "id" and value is not None}
+    if isinstance(settings.get("preprocessing"), Mapping):
+        settings["preprocessing"] = _preprocessing(settings["preprocessing"])
+    return source["id"], settings
+
+
+def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
+    known = [f.name for f in dataclasses.fields(Preprocessing)]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"preprocessing of a teacher: {key!r} is not known (legal: {', '.join(known)})")
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Preprocessing(**settings)
 
 
 def check_weight(weight: Any) -> float:
@@ -109,8 +146,7 @@ def _column(given: str | int, names: Sequence[str] | None, count: int, title: st
             f"classes of the teacher {title}: {given!r} is a name, and the student's config names no classes "
             f"(id2label): give numbers, {legal}"
         )
-    near = difflib.get_close_matches(given, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(given, names)
     known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise ValueError(f"classes of the teacher {title}: the student has no class {given!r} (it has {known}).{hint}")
 

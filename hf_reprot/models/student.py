@@ -1,14 +1,12 @@
-"""A student that the Trainer can train and that, once saved, loads in transformers and in timm."""
+"""Students that `Trainer` can train and that, once saved, load in both transformers and timm."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import difflib
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -29,8 +27,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
 from ..data.preprocessing import fixed_image_size, image_channels
-from ..features.architecture import head_paths
+from ..features.architecture import head_paths, is_timm, timm_settings
 from ..features.compiled import in_place
+from ..utils.messages import nearest
 from ..utils.safetensors_only import check_config, check_options, check_source
 from .class_rows import settle_rows
 from .classes import name_classes
@@ -82,7 +81,7 @@ def create_timm_student(
         ValueError: timm has no such architecture (the nearest ones are named), or a `model_args` that the wrapper sets.
     """
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        near = nearest(architecture, timm.list_models(), 3, cutoff=0.5)
         raise ValueError(f"timm has no architecture {architecture!r}. Near: {', '.join(near) or 'none'}")
     for reserved in ("num_classes", "pretrained", "checkpoint_path"):
         if reserved in model_args:
@@ -92,7 +91,7 @@ def create_timm_student(
     model = timm.create_model(architecture, num_classes=len(label_names or ()), **model_args)
     changes.setdefault("license", None)  # the architecture states one for weights that this student does not have
     student = wrap_timm(model, label_names, pretrained_cfg=changes, model_args=model_args)
-    student.weights_from = "scratch"  # for the card: nothing of a module tells new weights from loaded ones
+    _declare_scratch(student)
     return student
 
 
@@ -108,7 +107,7 @@ def load_student(
 
     Args:
         source: A hub id ("org/name", "org/name@revision", "timm/name") or a folder.
-        label_names: Names of the classes, in the order of the logits. The head's rows of classes that it has by name
+        label_names: Class names, in the order of the logits. The head's rows of classes that it has by name
             (case, blanks, `_` and `-` do not count) are moved to their places, those of all others are new; a head
             whose classes have no names (LABEL_0, ...) keeps its rows if it has as many. None: the classes that the
             model has.
@@ -165,7 +164,7 @@ def _load_student(
         else:
             trust = options.get("trust_remote_code", False)
             student = auto_class.from_config(config, trust_remote_code=trust)
-        student.weights_from = "scratch"
+        _declare_scratch(student)
     else:
         shapes = check_source(place.path, content, options, what="student")
         options.pop("use_safetensors", None)
@@ -223,7 +222,7 @@ def _forget_classes(config: PreTrainedConfig, auto_class: Any) -> None:
 
 
 def _settle_head(student: PreTrainedModel, place: Place, names: Sequence[str], options: dict[str, Any]) -> None:
-    """Sees to it that no row of the head stands under the name of another class."""
+    """Makes sure that every row of the head stands under the name of its own class."""
     trust = options.get("trust_remote_code", False)
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
     options = {name: value for name, value in options.items() if name != "use_safetensors"}
@@ -264,18 +263,19 @@ def wrap_timm(
         ValueError: a number of names that is not the head's number of classes, an `input_size` that the
             module does not take, or a module that `architecture` and `model_args` do not rebuild.
     """
-    if not is_timm(model):
+    own = timm_settings(model)
+    if own is None or not is_timm(model):
         raise TypeError(f"{type(model).__name__} is no timm model: it has no pretrained_cfg and num_classes")
-    classes = max(model.num_classes, 0)
+    classes: int = max(getattr(model, "num_classes", 0), 0)
     names = list(label_names) if label_names is not None else [f"LABEL_{i}" for i in range(classes)]
     if len(names) != classes:
         raise ValueError(f"{len(names)} label names for a head of {classes} classes")
-    settings = dict(model.pretrained_cfg) | dict(pretrained_cfg or {})
+    settings = dict(own) | dict(pretrained_cfg or {})
     settings |= _own_input(model, settings, stated="input_size" in (pretrained_cfg or {}))
     if model_args is None:
         model_args = _remembered_args(model)
     config = TimmWrapperConfig(
-        architecture=settings.get("architecture") or model.pretrained_cfg["architecture"],
+        architecture=settings.get("architecture") or own["architecture"],
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
         model_args={
@@ -308,32 +308,19 @@ def _wrapped(model: nn.Module, config: TimmWrapperConfig) -> TimmWrapperForImage
     return wrapper
 
 
-def is_timm(model: nn.Module) -> bool:
-    """Whether a module was made by timm (and is not wrapped already)."""
-    return isinstance(getattr(model, "pretrained_cfg", None), Mapping) and hasattr(model, "num_classes")
-
-
 def as_student(model: nn.Module) -> nn.Module:
     """The model itself, or, for a bare timm module, the model in the wrapper that the Trainer can train and save.
 
     What went through `torch.compile` comes back compiled in place.
     """
     model = in_place(model)
-    if is_timm(model) and "labels" not in inspect.signature(model.forward).parameters:
+    if (
+        is_timm(model)
+        and timm_settings(model) is not None
+        and "labels" not in inspect.signature(model.forward).parameters
+    ):
         return wrap_timm(model)
     return model
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def portable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor] | None:
@@ -354,6 +341,11 @@ def portable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | Non
     if isinstance(model, TimmWrapperPreTrainedModel):
         return {name.removeprefix(TIMM_PREFIX): tensor for name, tensor in parted.items()}
     return parted
+
+
+def _declare_scratch(student: Any) -> None:
+    """For the card: nothing of a module tells random weights from loaded ones."""
+    student.weights_from = "scratch"
 
 
 def _input_args(architecture: str, pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`Teacher`: a frozen model whose representation, and logits, a student learns from."""
+"""`Teacher`: a frozen model whose representation and logits a student learns from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..data.columns import TEACHER_PREFIX
 from ..data.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
+from ..features.architecture import config_of
+from ..features.taps import LayerRecorder, Taps
 from ..utils.messages import check_choice
 from .loading import load_pretrained
-from .modules import check_not_shared, class_name, forward_parameters, names_of, some
+from .modules import check_not_shared, class_name, forward_parameters, names_of, some, stated_license
 from .spec import PARTS, SAMPLES, check_classes, check_layers, check_weight
-
-__all__ = ["Preprocessing", "Teacher", "check_not_shared", "class_name", "names_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +30,22 @@ _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 class Teacher:
     """A frozen model with its own input pipeline.
 
-    It is no `nn.Module`, so that it cannot slip into a student's weights.
+    It is deliberately not an `nn.Module`, so that it cannot end up in a student's state dict.
 
-    The model is frozen *in place*: its parameters stop requiring gradients and it goes into evaluation mode. It comes
-    out of `teacher.model` in evaluation mode every time, whoever called `train()` on it in between.
+    The model is frozen *in place*: its parameters stop requiring gradients and it is put into evaluation mode.
+    `teacher.model` always returns it in evaluation mode, even if `train()` was called on it in between.
 
     Args:
-        model: Any module: of transformers, of timm, or another one whose `forward` takes the images (or what the batch
-            calls its inputs).
+        model: A transformers or timm model, or any module whose `forward` takes the images (or the batch's inputs by
+            their names).
         name: Hub id or folder that it came from.
         revision: Commit on the Hub that it came from.
         license: Licence of its weights.
-        preprocessing: How it wants `pixel_values`. None: what the model itself tells.
-        resize: None: images are resized where the model takes one size only. True: always to the size in
+        preprocessing: The `pixel_values` that it expects. None: read from the model.
+        resize: None: images are resized only if the model accepts a single size. True: always to the size in
             `preprocessing`. False: never.
-        weight: Its share among several teachers, above 0: of the terms that compare layers, and of each sample's
-            distillation of logits.
+        weight: Its relative weight among several teachers, above 0, in the terms that compare layers and in each
+            sample's logit distillation.
         classes: The student's classes that it knows, by name or number, in the order of its own outputs; None in the
             place of an output that the student has no class for. Left out: found by the names of the classes, or else
             all of them in the same order. An empty list: its logits are left out of distillation.
@@ -87,7 +87,7 @@ class Teacher:
         self._model = model.requires_grad_(False).eval()
         self.name = name
         self.revision = revision
-        self.license = license or _stated_license(model)
+        self.license = license or stated_license(model)
         self.preprocessing = preprocessing if preprocessing is not None else Preprocessing.of(model)
         self.size = self._size(resize)
         self.channels = image_channels(model) or (self.preprocessing.channels if self.preprocessing else None)
@@ -104,7 +104,7 @@ class Teacher:
         student: nn.Module | None = None,
         **settings: Any,
     ) -> Teacher:
-        """A teacher from wherever it is.
+        """Loads a teacher from the Hub, a folder or a module.
 
         A checkpoint whose config names a classification head is loaded with it, any other one as the bare model, and of
         a model of images and texts (CLIP) the vision model. Only safetensors weights are read, and code that comes with
@@ -113,8 +113,8 @@ class Teacher:
         Args:
             source: A hub id ("org/name", "org/name@revision", "timm/name"), a folder in the layout of transformers or
                 timm, a module (which is frozen in place), or a `Teacher` (which is returned).
-            dtype: Data type of the weights, such as "bfloat16"; None: the checkpoint's. A module or a `Teacher` is
-                cast in place.
+            dtype: Data type of the weights, such as "bfloat16"; None: that of the checkpoint. A module or a `Teacher`
+                is cast in place.
             init_kwargs: Keyword arguments for `from_pretrained`, where `source` is a hub id or a folder.
             student: Refuse a `source` that shares weights with this model, before it is frozen.
             settings: What the class takes beside the model: weight, classes, layers, samples, preprocessing, resize,
@@ -145,7 +145,7 @@ class Teacher:
         return cls(loaded.model, **found | settings)
 
     def take_part(self, **settings: Any) -> None:
-        """Changes the part that it plays among several teachers: weight, classes, layers, samples (see the class).
+        """Changes its role among several teachers: weight, classes, layers, samples (see the class).
 
         Raises:
             TypeError: another setting: the others are for the class, with a module.
@@ -173,7 +173,7 @@ class Teacher:
 
     @property
     def title(self) -> str:
-        """What a message calls it: its name, or its class."""
+        """Its name in messages: the hub id or folder, else the class."""
         return self.name or class_name(self._model)
 
     @property
@@ -200,8 +200,12 @@ class Teacher:
                 outputs = model(*inputs.values())
         return _logits(outputs, model)
 
+    def taps(self, layers: Sequence[str]) -> LayerRecorder:
+        """Taps on some of its layers, named as in `Taps`."""
+        return Taps(self._model, layers)
+
     def inputs_for(self, inputs: Mapping[str, Any], preprocessing: Preprocessing | None = None) -> dict[str, Any]:
-        """What the teacher's `forward` takes of a student's batch.
+        """The teacher's inputs, from a batch of the student.
 
         Columns named `teacher_<name>` are meant for the teacher and are passed on as `<name>`, as they are. Where there
         are such columns, nothing else of the batch is passed on: a mask of the student's tokens says nothing about the
@@ -285,7 +289,7 @@ class Teacher:
 
     def _check_tokens(self, inputs: Mapping[str, Any]) -> None:
         tokens = inputs.get("input_ids")
-        vocabulary = getattr(getattr(self._model, "config", None), "vocab_size", None)
+        vocabulary = getattr(config_of(self._model), "vocab_size", None)
         # Looked up before the model runs: on a GPU, an index that does not exist takes the whole process down.
         if isinstance(tokens, Tensor) and isinstance(vocabulary, int) and tokens.numel() and tokens.max() >= vocabulary:
             raise ValueError(
@@ -335,17 +339,6 @@ def _logits(outputs: Any, model: nn.Module) -> Tensor | None:
         outputs = outputs[0] if outputs else None
     headless = getattr(model, "num_classes", None) == 0  # a timm model without a head gives pooled features
     return outputs if isinstance(outputs, Tensor) and outputs.dim() == 2 and not headless else None
-
-
-def _stated_license(model: nn.Module) -> str | None:
-    """timm's models carry a licence among their input settings."""
-    for settings in (
-        getattr(getattr(model, "config", None), "pretrained_cfg", None),
-        getattr(model, "pretrained_cfg", None),
-    ):
-        if isinstance(settings, Mapping) and isinstance(settings.get("license"), str):
-            return settings["license"]
-    return None
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str | None:

@@ -34,6 +34,17 @@ class OTResult:
     converged: Tensor
     epsilon: Tensor | None = None
 
+    @property
+    def column_potential(self) -> Tensor:
+        """The dual potential g (..., n).
+
+        Raises:
+            ValueError: the method has no potentials.
+        """
+        if self.potentials is None:
+            raise ValueError("this method has no dual potentials: solve with 'sinkhorn', 'proximal' or 'exact'")
+        return self.potentials[1]
+
     def __getitem__(self, index: Any) -> OTResult:
         """The solution of some of a batch's problems; `index` goes to the leading dimensions."""
         return OTResult(**{f.name: _index(getattr(self, f.name), index) for f in fields(self)})
@@ -65,7 +76,7 @@ class Solution:
 
 @dataclass
 class Limits:
-    """When to stop: L1 error of the marginals, and sweeps at most; and whether sweeps have momentum."""
+    """When to stop: L1 error of the marginals, the maximum number of iterations, and whether they have momentum."""
 
     tolerance: float
     max_iterations: int

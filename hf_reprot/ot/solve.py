@@ -1,4 +1,4 @@
-"""`solve`: the one door to every way of matching neurons."""
+"""`solve`: the single entry point to every coupling method."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def solve(
 
     The gradient of `result.value` in M is the optimal plan (envelope theorem; `epsilon` held fixed): no iteration is
     differentiated through. In weights that require one it is the potentials f and g, less their mean f.a and g.b: the
-    gradient of the value at a / sum(a), so that it does not hang on the constant that potentials leave open. `sinkhorn`
-    reports the dual value f.a + g.b, whose error before convergence is of second order. The plan's rows sum to `a`
-    exactly, so that every student neuron carries its whole weight.
+    gradient of the value at a / sum(a), so that it does not depend on the constant that potentials leave open.
+    `sinkhorn` reports the dual value f.a + g.b, whose error before convergence is of second order. The plan's rows sum
+    to `a` exactly, so that every student neuron carries its whole weight.
 
     Args:
         M: (..., m, n) Costs, any float dtype; half precision is computed in float32. +inf forbids a match. Leading
@@ -66,7 +66,7 @@ def solve(
             `relative_epsilon`.
         tolerance: L1 error of the column sums at which a problem is done; for `proximal` also the relative error of its
             cost. The gradient's relative error is 1.5 to 10 times it.
-        max_iterations: Sweeps (proximal steps) at most.
+        max_iterations: Maximum number of Sinkhorn iterations (or proximal steps).
         init: Potentials (f, g) of a similar problem, as in `result.potentials`, or g (..., n) alone: a warm start.
         backend: What runs "sinkhorn" and "proximal": "torch", "triton" (CUDA, float32), or "auto": Triton's kernels
             where they are, for float32 costs of up to 4096 columns and a tolerance of at least 3e-5.

@@ -114,10 +114,10 @@ def comparison_figure(models: Sequence[Mapping[str, Any]], *, title: str | None 
 
 
 def accuracy_figure(groups: Mapping[str, Mapping[str, Sequence[float]]], *, title: str | None = None) -> Figure:
-    """Accuracy by method: a dot a run, a bar at the mean, one panel a group of runs.
+    """Accuracy by method: a dot per run, a bar at the mean, one panel a group of runs.
 
     Args:
-        groups: For each group ("student new", ...) the shares of right answers of every method, one a seed.
+        groups: For each group ("student new", ...) the shares of right answers of every method, one per seed.
         title: Heading.
     """
     methods = list(next(iter(groups.values())))

@@ -16,9 +16,9 @@ from transformers.training_args import ParallelMode
 from ..cache.teacher import CachedTeacher
 from ..config import OTTransferConfig
 from ..data.preprocessing import image_channels
+from ..features.tables import evaluating
 from ..models.classes import pair_names
 from ..models.modules import class_names
-from ..models.student import evaluating
 from ..models.teacher import Teacher
 from .objective import TransferObjective, logits_of
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..data.columns import TEACHER_PREFIX
-from ..data.datasets import drawn_equally, is_transformed, leave_encoded
+from ..data.dataset_columns import is_transformed
+from ..data.datasets import drawn_equally, leave_encoded
 from ..data.seeding import ReadingSeeds, unseeded
 from ..models.classes import data_names
 from ..models.head import HeadFit, linear_head

@@ -149,7 +149,7 @@ class _Batches:
         objective, trainer = self.trainer.transfer, self.trainer
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(self.taps.armed())
+            stack.enter_context(self.taps.recording())
             if self.neurons:
                 stack.enter_context(objective.recording())
             yield
@@ -161,7 +161,7 @@ class _Batches:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(trainer.accelerator.autocast())
                 for taps in self.teacher_taps:
-                    stack.enter_context(taps.armed())
+                    stack.enter_context(taps.recording())
                 layers, _ = objective.teach(inputs)
             tables += self._pooled(self.teacher_taps, inputs, teacher=True)
         labels = _classes(inputs, trainer.label_names, len(features))

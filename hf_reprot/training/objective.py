@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..cache.teacher import CachedTaps, teacher_taps
 from ..config import OTTransferConfig
 from ..data.preprocessing import Preprocessing
 from ..features.activations import Activation
 from ..features.matching import LayerPlan
 from ..features.pairs import LayerPair
-from ..features.taps import Taps
+from ..features.taps import LayerRecorder, Taps
 from ..models.modules import class_count
 from ..models.teacher import Teacher
 from .auxiliary import check_modules
@@ -153,8 +152,8 @@ class TransferObjective:
         # All that terms may come to read: a compiled student has only the hooks that it was compiled with.
         others = {layer for term in self.terms for layer in term.student_layers}
         self.student_taps = Taps(self.student, sorted(paired | others))
-        self.teacher_taps: list[Taps | CachedTaps] = [
-            teacher_taps(teacher, sorted({pair.teacher for pair in self.pairs if pair.teacher_index == i}))
+        self.teacher_taps: list[LayerRecorder] = [
+            teacher.taps(sorted({pair.teacher for pair in self.pairs if pair.teacher_index == i}))
             for i, teacher in enumerate(self.teachers)
         ]
 

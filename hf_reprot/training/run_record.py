@@ -14,6 +14,7 @@ from torch import nn
 
 from ..cache.teacher import CachedTeacher
 from ..data.preprocessing import image_channels
+from ..features.tables import evaluating
 from ..hub.card import LAYERS, PLAN
 from ..hub.facts import DataFacts, ModelFacts, Speed, Start
 from ..hub.foreign import text_of
@@ -23,7 +24,6 @@ from ..hub.record import Evaluation, Job, LayerPlanFacts, PairFacts, RunRecord, 
 from ..hub.speed import device_name, dummy_batch, measure_speed, shape_text
 from ..models.modules import class_count, class_names
 from ..models.sharding import is_sharded
-from ..models.student import evaluating
 from .checks import trains_on_teacher_task
 from .evaluation import TEACHER_METRICS
 from .labels import stated_problem

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import OTTransferConfig
-from ..data.preprocessing import Preprocessing
 from ..features.pairs import LayerPair, match_pairs
 from ..losses.collective import merge_over_processes
+from ..models.spec import parse_teacher
 from ..models.teacher import Teacher
 from ..ot.moments import PairMoments
 from ..utils.settings import weights_of_terms
-
-# What a mapping in `teacher_model` may hold beside the teacher's own id.
-SETTINGS = ("weight", "classes", "layers", "samples", "dtype", "preprocessing", "resize", "license")
 
 
 def load_teachers(teacher_model: Any, args: OTTransferConfig, student: nn.Module | None) -> list[Teacher]:
@@ -42,37 +37,11 @@ def load_teachers(teacher_model: Any, args: OTTransferConfig, student: nn.Module
         given = ", ".join(f"{name}={getattr(args, name)}" for name in asking)
         raise ValueError(f"{given} ask for a teacher: give teacher_model, or set all of them to 0")
     options = {"dtype": args.teacher_dtype, "init_kwargs": args.teacher_model_init_kwargs or {}, "student": student}
-    teachers = [Teacher.load(source, **options | settings) for source, settings in map(_taken_apart, sources)]
+    teachers = [Teacher.load(source, **options | settings) for source, settings in map(parse_teacher, sources)]
     for i, teacher in enumerate(teachers):
         if any(teacher.model is other.model for other in teachers[:i]):
             raise ValueError(f"the teacher {teacher.title} is given twice: give it once, with a weight of 2")
     return teachers
-
-
-def _taken_apart(source: Any) -> tuple[Any, dict[str, Any]]:
-    """A teacher's source and its own settings."""
-    if not isinstance(source, Mapping):
-        return source, {}
-    for key in source:
-        if key not in ("id", *SETTINGS):
-            near = difflib.get_close_matches(str(key), ("id", *SETTINGS), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"teacher: {key!r} is no setting of a teacher (legal: id, {', '.join(SETTINGS)}).{hint}")
-    if not isinstance(source.get("id"), str | os.PathLike):
-        raise ValueError(f"teacher: {dict(source)!r} has no id: a hub id (org/name@revision) or a folder")
-    settings = {key: value for key, value in source.items() if key != "id" and value is not None}
-    if isinstance(settings.get("preprocessing"), Mapping):
-        settings["preprocessing"] = _preprocessing(settings["preprocessing"])
-    return source["id"], settings
-
-
-def _preprocessing(given: Mapping[str, Any]) -> Preprocessing:
-    known = [f.name for f in dataclasses.fields(Preprocessing)]
-    for key in given:
-        if key not in known:
-            raise ValueError(f"preprocessing of a teacher: {key!r} is not known (legal: {', '.join(known)})")
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return Preprocessing(**settings)
 
 
 def teacher_names(teachers: Sequence[Teacher]) -> list[str]:

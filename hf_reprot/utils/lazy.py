@@ -6,9 +6,11 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .moved import moved_name
+
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package whose public names live in its modules.
+    """`__getattr__` and `__dir__` of a package whose public names live in its modules; names that have moved work, too.
 
     Args:
         package: The package's `__name__`.
@@ -17,7 +19,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
     def get(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            return moved_name(package, name)
         return getattr(importlib.import_module(f".{homes[name]}", package), name)
 
     return get, lambda: sorted(homes)

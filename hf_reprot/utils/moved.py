@@ -42,6 +42,12 @@ MOVED_MODULES = {
 }
 # Package -> name that it (or what it has become) no longer exports -> module that holds it.
 MOVED_NAMES = {
+    "hf_reprot.data": {
+        "image_columns": "hf_reprot.data.dataset_columns",
+        "is_transformed": "hf_reprot.data.dataset_columns",
+        "label_names": "hf_reprot.data.labels",
+        "leave_encoded": "hf_reprot.data.datasets",
+    },
     "hf_reprot.losses": {
         "NeuronSelection": "hf_reprot.experimental.topk.selection",
         "SoftKNNHead": "hf_reprot.experimental.topk.losses",
@@ -62,6 +68,18 @@ MOVED_NAMES = {
         "inverse_transport_loss": "hf_reprot.experimental.inverse.loss",
         "soft_topk": "hf_reprot.experimental.topk.soft_topk",
     },
+    "hf_reprot.taps": {
+        "Activation": "hf_reprot.features.activations",
+        "pair_maps": "hf_reprot.features.activations",
+        "pair_neurons": "hf_reprot.features.activations",
+        "pooled_neurons": "hf_reprot.features.activations",
+    },
+    "hf_reprot.teacher": {
+        "Preprocessing": "hf_reprot.data.preprocessing",
+        "check_not_shared": "hf_reprot.models.modules",
+        "class_name": "hf_reprot.models.modules",
+        "names_of": "hf_reprot.models.modules",
+    },
 }
 
 
@@ -74,7 +92,7 @@ def moved_name(package: str, name: str) -> object:
     home = MOVED_NAMES.get(package, {}).get(name)
     if home is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    _warn(f"{package}.{name}", f"{home}.{name}")
+    warn_moved(f"{package}.{name}", f"{home}.{name}")
     return getattr(importlib.import_module(home), name)
 
 
@@ -89,7 +107,7 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """A module of the old name with what the new one holds."""
-        _warn(spec.name, MOVED_MODULES[spec.name])
+        warn_moved(spec.name, MOVED_MODULES[spec.name])
         module = ModuleType(spec.name)
         module.__path__ = []  # its old submodules are found by this finder, too
         return module
@@ -111,5 +129,6 @@ def install() -> None:
         sys.meta_path.insert(0, MovedModules())  # before a folder that an older checkout left behind
 
 
-def _warn(old: str, new: str) -> None:
+def warn_moved(old: str, new: str) -> None:
+    """Says that an old import path still works, and which one replaces it."""
     warnings.warn(f"{old} has moved to {new}: the old path works until hf_reprot 0.3", FutureWarning, stacklevel=3)

@@ -12,10 +12,10 @@ from transformers import EvalPrediction
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """{"accuracy": share of right answers}.
+    """{"accuracy": share of correct predictions}.
 
-    With one class a sample, the best logit is right where it is the label's; samples with the label -100 are left out.
-    With several labels a sample (floats, one a class), each yes (a logit above 0) or no is an answer.
+    With one class per sample, a prediction is the class of the largest logit; samples with the label -100 are left out.
+    With several labels per sample (floats, one per class), each logit is a prediction: yes above 0, no below.
 
     Raises:
         ValueError: the labels are numbers to be predicted (regression), which are not right or wrong.

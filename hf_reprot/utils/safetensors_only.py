@@ -104,7 +104,8 @@ def check_folder(folder: str | Path, *, deep: bool = False, only: Iterable[Path]
     Raises:
         ValueError: the first file or name that is not as it must be.
     """
-    folder, shapes = Path(folder), {}
+    folder = Path(folder)
+    shapes: Shapes = {}
     for path in _files(folder, deep) if only is None else only:
         if _INDEX.fullmatch(path.name):
             names = check_index(path)
@@ -182,7 +183,7 @@ def check_source(source: str, config: Mapping[str, Any], options: Mapping[str, A
         )
     if not _INDEX.fullmatch(path.name):
         return check_file(path)
-    shapes = {}
+    shapes: Shapes = {}
     for name in check_index(path):
         shard = _fetched(source, name, hub)
         if shard is None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from enum import Enum
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from .messages import did_you_mean
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def from_mapping(cls: type[T], data: Any, where: str = "") -> T:
@@ -31,8 +35,7 @@ def from_mapping(cls: type[T], data: Any, where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in data:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            raise ValueError(f"{place} has no field {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"{place} has no field {name!r}.{did_you_mean(name, fields)}")
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -42,7 +45,7 @@ def from_mapping(cls: type[T], data: Any, where: str = "") -> T:
     return cls(**values)
 
 
-def fitting(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+def fitting(cls: type[DataclassInstance], data: dict[str, Any]) -> dict[str, Any]:
     """The mapping without what `from_mapping` would refuse: what is written can be read again.
 
     Args:
@@ -69,14 +72,14 @@ def _fitted(kind: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         tries = (_fitted(option, value) for option in arguments)
         return next((tried for tried in tries if tried is not _MISFIT), _MISFIT)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return fitting(kind, value)
     if origin is list and isinstance(value, list | tuple):
         items = [_fitted(arguments[0], item) for item in value]
         return [item for item in items if item is not _MISFIT]
     if origin is dict and isinstance(value, dict):
-        items = {str(key): _fitted(arguments[1], item) for key, item in value.items()}
-        return {key: item for key, item in items.items() if item is not _MISFIT}
+        named = {str(key): _fitted(arguments[1], item) for key, item in value.items()}
+        return {key: item for key, item in named.items() if item is not _MISFIT}
     try:
         _check(kind, value, "")
     except ValueError:
@@ -98,7 +101,7 @@ def _check(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a mapping, got {_kind(value)}")
         return {str(key): _check(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, Enum):
         try:

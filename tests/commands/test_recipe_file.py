@@ -46,7 +46,7 @@ def write(tmp_path):
         ("", "must be a mapping of settings, got NoneType"),
         ("- student\n", "must be a mapping of settings, got list"),
         ("3\n", "must be a mapping of settings, got int"),
-        ("otput_dir: x\n", "names 'otput_dir', which is no setting: did you mean 'output_dir'?"),
+        ("otput_dir: x\n", "names 'otput_dir', which is no setting. Did you mean 'output_dir'?"),
         ("1: x\n", "names 1, which is no setting"),
         ("null: x\n", "names None, which is no setting"),
         (f"{'x' * 500}: x\n", "xxx..., which is no setting"),

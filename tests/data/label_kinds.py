@@ -95,7 +95,7 @@ KINDS = (
     Kind(ClassLabel(names=["a", "b", "c", "d"]), (3, 0, 1, 1), refused="go up to class 3.*num_labels=4"),
     Kind(Value("int64"), (7, 0, 1, 1), refused="go up to class 7.*num_labels=8"),
     Kind(Value("int64"), (-2, 0, 1, 1), refused="hold -2, and classes are numbered from 0"),
-    Kind(Value("int64"), (2, 0, 1, 1), problem=MULTI, refused="one class a sample.*problem_type='single_label"),
+    Kind(Value("int64"), (2, 0, 1, 1), problem=MULTI, refused="one class per sample.*problem_type='single_label"),
     Kind(Value("string"), ("a", "x", "b", "b"), names=ABC, refused="a, b, x.*a, b, c"),
     Kind(Value("string"), ("a", "b", "b", "a"), refused="2 classes.*num_labels=2"),
     Kind(List(Value("float32")), ((1.0, 0.0), (0.0, 1.0)), refused="lists of 2 numbers.*3 outputs.*num_labels=2"),

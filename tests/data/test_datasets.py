@@ -8,9 +8,11 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from hf_reprot.data.datasets import image_columns, is_transformed, label_names, load_image_dataset
+from hf_reprot.data.dataset_columns import image_columns, is_transformed
+from hf_reprot.data.datasets import load_image_dataset
 from hf_reprot.data.digits import load_digits_dataset
 from hf_reprot.data.images import open_image
+from hf_reprot.data.labels import label_names
 
 
 @pytest.fixture(autouse=True)

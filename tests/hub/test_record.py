@@ -46,7 +46,7 @@ def test_tokens_and_paths_stay_out(tmp_path):
     ("change", "message"),
     [
         (lambda c: c.pop("student"), "lacks the field 'student'"),
-        (lambda c: c.update(studnet=1), "did you mean 'student'"),
+        (lambda c: c.update(studnet=1), "Did you mean 'student'"),
         (lambda c: c["student"].update(parameters="many"), "student.parameters must be int"),
         (lambda c: c["pairs"][1].update(weight=None), r"pairs\[1\].weight must be float"),
         (lambda c: c.update(job="magic"), "job must be one of fine-tuning"),

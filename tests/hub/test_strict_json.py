@@ -34,7 +34,7 @@ def test_types_are_kept():
         ([], "Outer must be a mapping, got list"),
         ({}, "lacks the field 'inner'"),
         ({"inner": {"number": True}}, "inner.number must be float, got bool True"),
-        ({"inner": {"number": 1, "nmae": "x"}}, "did you mean 'name'"),
+        ({"inner": {"number": 1, "nmae": "x"}}, "Did you mean 'name'"),
         ({"inner": {"number": 1}, "flag": 1}, "flag must be bool, got int 1"),
         ({"inner": {"number": 1}, "items": {}}, "items must be a list, got dict"),
         ({"inner": {"number": 1}, "items": [{"number": "1"}]}, r"items\[0\].number must be float"),

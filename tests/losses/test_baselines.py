@@ -278,7 +278,7 @@ def test_dkd_where_the_teacher_is_sure():
         (torch.zeros(2, 3), torch.zeros(2, 4), torch.tensor([0, 1]), "the same classes on both sides"),
         (torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([0, 0]), "2 classes or more"),
         (torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 1, 2]), r"\(3,\)"),
-        (torch.zeros(2, 3), torch.zeros(2, 3), torch.eye(3)[:2], "one class number a sample"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), torch.eye(3)[:2], "one class number per sample"),
         (torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "float32"),
     ],
 )

@@ -118,7 +118,7 @@ def test_the_penalty_is_chosen_by_what_is_left_out():
         (lambda x, y: (x, y + 1), "whole numbers from 0 to 2, got 1 to 3"),
         (lambda x, y: (x[y < 1], y[y < 1]), r"all labelled samples are of one class \(ant\)"),
         (lambda x, y: (x, np.full(len(y), -100)), "no sample has a label"),
-        (lambda x, y: (x, np.eye(3)[y]), "one whole number a sample"),
+        (lambda x, y: (x, np.eye(3)[y]), "one whole number per sample"),
         (lambda x, y: (x * np.nan, y), "not finite"),
         (lambda x, y: (x, y / 2), "whole numbers"),
     ],
@@ -270,7 +270,7 @@ def test_heads_that_cannot_be_fitted():
 
     with pytest.raises(ValueError, match="several heads side by side"):
         linear_head(Two())
-    with pytest.raises(ValueError, match=r"one row a sample; this one gets \(2, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"one row per sample; this one gets \(2, 4, 3\)"):
         fit_head(
             nn.Sequential(nn.Identity(), nn.Linear(3, 2)), [({"input": torch.rand(2, 4, 3)}, torch.tensor([0, 1]))]
         )

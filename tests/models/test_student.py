@@ -24,7 +24,6 @@ from transformers import (
 from hf_reprot.models.student import (
     as_student,
     create_timm_student,
-    is_timm,
     load_student,
     portable_state_dict,
     wrap_timm,
@@ -118,7 +117,8 @@ def test_what_is_no_bare_timm_model_is_left_alone():
     wrapped = create_timm_student("resnet10t", NAMES)
     for model in (vit, wrapped, nn.Linear(1, 1)):
         assert as_student(model) is model
-        assert not is_timm(model)
+        with pytest.raises(TypeError, match="is no timm model"):
+            wrap_timm(model)
 
 
 def test_remembered_arguments_rebuild_a_bare_module(tmp_path):

@@ -46,7 +46,7 @@ def _problem(draw: random.Random, seed: int):
 def _ways():
     yield "host", sinkhorn_host
     yield "device", sinkhorn_device
-    yield "one program a pair", lambda *problem: sinkhorn_triton(*problem, small=True)
+    yield "one program per pair", lambda *problem: sinkhorn_triton(*problem, small=True)
     yield "whole device", lambda *problem: sinkhorn_triton(*problem, small=False)
 
 
@@ -108,7 +108,7 @@ def _loops():
 
 
 def _kernels(whole_device: bool):
-    for name, small in (("one program a pair", 1 << 18), ("whole device", 0))[: 1 + whole_device]:
+    for name, small in (("one program per pair", 1 << 18), ("whole device", 0))[: 1 + whole_device]:
         yield name, _patched("hf_reprot.ot.kernels.solver.SMALL", small, kernels=ProximalBlock)
 
 

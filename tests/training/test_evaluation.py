@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from hf_reprot.features.activations import pooled_neurons
 from hf_reprot.features.architecture import last_layer
-from hf_reprot.features.taps import Taps, pooled_neurons
+from hf_reprot.features.taps import Taps
 from hf_reprot.hub.record import RunRecord
 from hf_reprot.losses import RepresentationTransport
 from hf_reprot.models.probing import measure_features
@@ -19,7 +20,7 @@ WITHOUT = {"task_weight": 0.0, "ot_weight": 1.0}
 def _features(model, data):
     taps = Taps(model, [last_layer(model)])
     model.eval()
-    with torch.no_grad(), taps.armed():
+    with torch.no_grad(), taps.recording():
         model(data.pixels)
     (layer,) = taps.take().values()
     taps.close()

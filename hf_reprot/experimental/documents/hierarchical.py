@@ -46,7 +46,7 @@ class HierarchicalTransport:
                 [4.7500, 0.0000]], dtype=torch.float64)
 
     References: Yurochkin, Claici, Chien, Mirzazadeh, Solomon, "Hierarchical Optimal Transport for Document
-    Representation", NeurIPS 2019 (arXiv 1906.10827). The topics there are LDA's; nothing here hangs on it.
+    Representation", NeurIPS 2019 (arXiv 1906.10827). The topics there are LDA's; nothing here depends on it.
     """
 
     def __init__(

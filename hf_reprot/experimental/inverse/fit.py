@@ -59,7 +59,7 @@ class InverseTransport(nn.Module):
             than pairs, noiseless one-to-one matchings): without it the best cost is infinite.
         batch_size: Pairs that are matched with each other at a time. More pairs are split, by chance but once, into
             problems that are solved side by side: the objective is the mean over them.
-        max_iterations: Steps of L-BFGS at most.
+        max_iterations: Maximum number of L-BFGS steps.
         tolerance: Largest derivative at which the fit is done.
         seed: Of the split of pairs.
 
@@ -118,9 +118,12 @@ class InverseTransport(nn.Module):
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """C (n, m) between x (n, d_x) and y (m, d_y); a free cost takes numbers of rows (n,) and columns (m,)."""
+        return self._learned()(x, y)
+
+    def _learned(self) -> nn.Module:
         if self.ground is None:
             raise RuntimeError("this cost has not been learned yet: call fit or load_state_dict first")
-        return self.ground(x, y)
+        return self.ground
 
     def fit(
         self, x: Tensor | None, y: Tensor | None, plan: Tensor | None = None, *, matches: Tensor | None = None
@@ -152,7 +155,7 @@ class InverseTransport(nn.Module):
             plan = _normalised(check_plan(plan, x.new_empty(len(x), len(y))))
         if self.kind != "module":
             self.ground = self._new_ground(x.shape[1], y.shape[1]).to(x.device)
-        self._descend(problems, plan)
+        self._descend(self._learned(), problems, plan)
         return self
 
     def _fit_free(self, x, y, plan: Tensor | None, matches: Tensor | None) -> InverseTransport:
@@ -166,9 +169,10 @@ class InverseTransport(nn.Module):
                 f"{int((plan <= 0).sum())} of {plan.numel()} entries of the plan are 0, where a free cost is infinite: "
                 "mix a little of the product of the marginals into it, or learn a bilinear cost"
             )
-        self.ground = FreeCost(*plan.shape).to(plan.device)
+        free = FreeCost(*plan.shape).to(plan.device)
         with torch.no_grad():
-            self.ground.C.copy_(fix_gauge(-self.epsilon * plan.log()))
+            free.C.copy_(fix_gauge(-self.epsilon * plan.log()))
+        self.ground = free
         self.report = FitReport(loss=0.0, gradient=0.0, evaluations=0, converged=True)
         return self
 
@@ -197,10 +201,10 @@ class InverseTransport(nn.Module):
         return [(x[chosen], y[chosen]) for chosen in rows]
 
     @torch.enable_grad()
-    def _descend(self, problems: list[tuple[Tensor, Tensor]], plan: Tensor | None) -> None:
-        parameters = [p for p in self.ground.parameters() if p.requires_grad]
+    def _descend(self, ground: nn.Module, problems: list[tuple[Tensor, Tensor]], plan: Tensor | None) -> None:
+        parameters = [p for p in ground.parameters() if p.requires_grad]
         if not parameters:
-            raise ValueError(f"the cost {type(self.ground).__name__} has no parameters that could be learned")
+            raise ValueError(f"the cost {type(ground).__name__} has no parameters that could be learned")
         optimizer = torch.optim.LBFGS(
             parameters,
             max_iter=self.max_iterations,
@@ -216,12 +220,12 @@ class InverseTransport(nn.Module):
         def closure() -> Tensor:
             nonlocal start, evaluations, loss
             optimizer.zero_grad()
-            cost = torch.stack([self.ground(x, y) for x, y in problems])
+            cost = torch.stack([ground(x, y) for x, y in problems])
             # A tenth of what the gradient is asked for, since its error is a few times that of the marginals.
             values, result = matched(
                 cost, plan, self.epsilon, tolerance=0.1 * self.tolerance, max_iterations=_MAX_SWEEPS, init=start
             )
-            start, evaluations = result.potentials[1], evaluations + 1
+            start, evaluations = result.column_potential, evaluations + 1
             value = values.mean() / self.epsilon
             loss = value.detach()
             penalty = sum(p.double().square().sum() for p in parameters)
@@ -231,7 +235,7 @@ class InverseTransport(nn.Module):
 
         optimizer.step(closure)
         closure()
-        gradient = max(float(p.grad.abs().max()) for p in parameters)
+        gradient = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
         optimizer.zero_grad()
         self.report = FitReport(float(loss), gradient, evaluations, gradient <= 2 * self.tolerance)
         if plan is None and self.regularisation == 0 and self.report.loss < _SEPARATED:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ def inverse_transport_loss(
             n = m.
         epsilon: eps, in units of the cost; a number or a tensor (...). Only C / eps can be learned from a plan.
         tolerance: L1 error of P_C's column sums. The gradient's error is about as large.
-        max_iterations: Sweeps of the solver at most.
+        max_iterations: Maximum number of Sinkhorn iterations.
 
     Returns:
         L (...), in units of the cost, differentiable in `cost`.
@@ -80,23 +82,23 @@ def matched(
         raise TypeError(f"cost must be a float tensor (..., n, m), got {getattr(cost, 'dtype', type(cost).__name__)}")
     if cost.ndim < 2:
         raise ValueError(f"cost must have shape (..., n, m), got {tuple(cost.shape)}")
-    settings = {"epsilon": epsilon, "tolerance": tolerance, "max_iterations": max_iterations, "init": init}
+    solved = partial(solve, cost, epsilon=epsilon, tolerance=tolerance, max_iterations=max_iterations, init=init)
     rows, columns = cost.shape[-2:]
     if plan is None:
         if rows != columns:
             raise ValueError(
                 f"without a plan row k goes with column k, but the cost is {rows} x {columns}: give the observed plan"
             )
-        result = solve(cost, **settings)
+        result = solved()
         entropy = torch.tensor(float(rows), dtype=torch.float64).log().to(result.cost)  # KL(I / n | 1 1' / n^2)
         observed = cost.to(result.cost.dtype).diagonal(dim1=-2, dim2=-1).mean(-1)
     else:
         plan = check_plan(plan, cost).to(torch.promote_types(cost.dtype, torch.float32))
         a, b = plan.sum(-1), plan.sum(-2)
-        result = solve(cost, a, b, **settings)
+        result = solved(a, b)
         entropy = _divergence(plan, a, b)
         observed = torch.where(plan > 0, plan * cost.to(plan.dtype), 0.0).sum((-2, -1))
-    strength = result.epsilon
+    strength = epsilon if result.epsilon is None else result.epsilon
     return observed + (strength * entropy - result.value), result
 
 

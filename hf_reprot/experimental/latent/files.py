@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .card import latent_card, public
+from .card import public
 
 CONFIG, WEIGHTS = "config.json", "latent.safetensors"
 _FORMAT = 1
-_SETTINGS = ("dimension", "mixing", "neighbours", "jitter", "max_points", "steps", "seed")
+SETTINGS = ("dimension", "mixing", "neighbours", "jitter", "max_points", "steps", "seed")
 # Name -> axes: n features of width d, noise of k dimensions, C classes.
 _AXES = {
     "features": "nd",
@@ -32,56 +33,53 @@ _AXES = {
 _WHOLE = ("class_index", "classes")
 
 
-class LatentFiles(ModelHubMixin, library_name="hf_reprot", tags=["features", "optimal-transport"]):
-    """`save_pretrained`, `from_pretrained` and `push_to_hub` of a `LatentTransport`, those of huggingface_hub.
+@dataclass
+class SavedLatent:
+    """What the files of a `LatentTransport` hold: its settings, what was fitted, and what is known of it."""
 
-    A push is one commit of `latent.safetensors`, `config.json` and a README.md with the nearest-neighbour figures. A
-    README.md that lies in a folder already is kept. What is loaded is checked: names, shapes, dtypes and ranges.
-    """
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    labelled: bool
+    report: dict[str, float]
+    about: dict[str, Any]
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self._check_fitted()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors.items()}
-        save_file(tensors, save_directory / WEIGHTS, metadata={"format": "pt"})
-        config = {"model_type": "latent_transport", "format": _FORMAT, "labelled": self._labelled}
-        config |= {"settings": {name: getattr(self, name) for name in _SETTINGS}}
-        config |= {"report": self.report, "about": {name: public(value) for name, value in self.about.items()}}
-        (save_directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def write(self, folder: Path) -> None:
+        """Writes `latent.safetensors` and `config.json`."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        config: dict[str, Any] = {"model_type": "latent_transport", "format": _FORMAT, "labelled": self.labelled}
+        config |= {"settings": self.settings, "report": self.report}
+        config |= {"about": {name: public(value) for name, value in self.about.items()}}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str | torch.device = "cpu", **options: Any):
-        """`map_location`: the device that the features come to."""
-        folder = Path(model_id)
+    def read(cls, source: str, device: str | torch.device, **options: Any) -> SavedLatent:
+        """Reads the files from a folder or the Hub; names, shapes, dtypes and ranges are checked.
+
+        Args:
+            source: A folder or a hub id.
+            device: Where the tensors go.
+            options: Of `hf_hub_download`.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, of something else, or of a later version.
+        """
+        folder = Path(source)
         if not folder.is_dir():
-            known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            options = {name: options[name] for name in known if name in options}
-            folder = Path(hf_hub_download(model_id, CONFIG, **options)).parent
-            hf_hub_download(model_id, WEIGHTS, **options)
+            folder = Path(hf_hub_download(source, CONFIG, **options)).parent
+            hf_hub_download(source, WEIGHTS, **options)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{model_id} holds no {name}: it is no saved LatentTransport")
+                raise FileNotFoundError(f"{source} holds no {name}: it is no saved LatentTransport")
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS, device=str(map_location))
+            tensors = load_file(folder / WEIGHTS, device=str(device))
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-            raise ValueError(f"{model_id} is damaged: {error}") from error
-        _check_config(config, model_id)
-        _check_tensors(tensors, model_id)
-        loaded = cls(**config["settings"])
-        loaded.report, loaded.about, loaded._labelled = config["report"], config["about"], config["labelled"]
-        loaded._tensors = tensors
-        return loaded
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """As huggingface_hub's; the card names the repository."""
-        card = dict(options.pop("model_card_kwargs", None) or {})
-        return super().push_to_hub(repo_id, model_card_kwargs={"repository": repo_id, **card}, **options)
-
-    def generate_model_card(self, *, repository: str = "your-name/latent") -> ModelCard:
-        """The card: what the file holds, what it was made from, and how near to the training features it draws."""
-        held = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        settings = {name: getattr(self, name) for name in _SETTINGS}
-        return latent_card(held, self.labels, settings, self.report, self.about, repository)
+            raise ValueError(f"{source} is damaged: {error}") from error
+        _check_config(config, source)
+        _check_tensors(tensors, source)
+        return cls(config["settings"], tensors, config["labelled"], config["report"], config["about"])
 
 
 def _check_config(config: Any, source: str) -> None:
@@ -89,7 +87,7 @@ def _check_config(config: Any, source: str) -> None:
     if not isinstance(config, dict) or config.get("model_type") != "latent_transport":
         raise ValueError(f"{source} is no saved LatentTransport: its {CONFIG} says otherwise")
     wrong = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
-    if wrong or set(config["settings"]) - set(_SETTINGS):
+    if wrong or set(config["settings"]) - set(SETTINGS):
         raise ValueError(f"{source}: {CONFIG} has no valid {', '.join(wrong) or 'settings'}")
     if config["format"] > _FORMAT:
         raise ValueError(f"{source} was saved by a newer version (format {config['format']}): update hf_reprot")

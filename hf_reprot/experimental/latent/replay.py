@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from ...features.architecture import head_paths
 from ...features.paths import resolve_path, unwrap
+from ...features.tables import evaluating
 from ...losses.distillation import LogitDistillation
-from ...models.student import evaluating
 from .transport import LatentTransport
 
 _PRIME = 1_000_003  # keeps the noise of neighbouring seeds apart
@@ -37,7 +37,7 @@ class FeatureReplayCallback(TrainerCallback):
         head: Path of the module that takes features and gives logits; "auto" finds the classifier of a timm or
             transformers model.
         weight: Of the replayed loss.
-        batch_size: Features a step.
+        batch_size: Features per step.
         teacher: A head (kept frozen, in eval mode) whose logits on the replayed features are the targets, in place of
             the labels: needs none, and carries what the old head knew of every class.
         temperature: Of the distillation from `teacher`.
@@ -89,14 +89,14 @@ class FeatureReplayCallback(TrainerCallback):
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.distillation = LogitDistillation(temperature) if teacher is not None else None
         self.last_loss: Tensor | None = None
-        self._head: nn.Module | None = None
-        self._generator: torch.Generator | None = None
+        self._head: nn.Module = nn.Identity()  # until training begins
+        self._generator = torch.Generator()
 
-    def on_train_begin(self, args, state, control, *, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Finds the head, brings the features to its device, and checks that they fit."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise ValueError("feature replay needs the head's whole gradient: use it without DeepSpeed and FSDP")
-        model = unwrap(model)
+        model = unwrap(kwargs["model"])
         path = self._path(model)
         self._head = model.get_submodule(path)
         parameters = self._parameters()
@@ -136,10 +136,10 @@ class FeatureReplayCallback(TrainerCallback):
 
     def _loss(self) -> Tensor:
         drawn = self.latent.sample(self.batch_size, generator=self._generator)
-        features, labels = drawn if isinstance(drawn, tuple) else (drawn, None)
+        features = drawn[0] if isinstance(drawn, tuple) else drawn
         logits = _logits(self._head, features)
-        if self.teacher is None:
-            return F.cross_entropy(logits, labels)
+        if self.teacher is None or self.distillation is None:
+            return F.cross_entropy(logits, drawn[1])
         with torch.no_grad():
             targets = _logits(self.teacher, features)
         return self.distillation(logits, targets).loss
@@ -164,9 +164,8 @@ class FeatureReplayCallback(TrainerCallback):
     def _check(self, path: str) -> None:
         probe = torch.zeros(2, self.latent.width, device=self._generator.device)
         outputs = {}
-        for name, head in {f"head {path!r}": self._head, "teacher": self.teacher}.items():
-            if head is None:
-                continue
+        heads = {f"head {path!r}": self._head} | ({"teacher": self.teacher} if self.teacher is not None else {})
+        for name, head in heads.items():
             try:
                 with evaluating(head):
                     outputs[name] = _logits(head, probe)
@@ -178,10 +177,10 @@ class FeatureReplayCallback(TrainerCallback):
         widths = {logits.shape[1] for logits in outputs.values()}
         if len(widths) > 1:
             raise ValueError(f"head {path!r} and teacher give different numbers of logits: {sorted(widths)}")
-        if self.teacher is None and not 0 <= min(self.latent.labels) <= max(self.latent.labels) < min(widths):
+        labels = self.latent.labels or []
+        if self.teacher is None and not 0 <= min(labels) <= max(labels) < min(widths):
             raise ValueError(
-                f"head {path!r} has {min(widths)} logits, but latent was fitted with labels {self.latent.labels[0]} to "
-                f"{self.latent.labels[-1]}"
+                f"head {path!r} has {min(widths)} logits, but latent was fitted with labels {labels[0]} to {labels[-1]}"
             )
 
 

@@ -81,7 +81,7 @@ def semidiscrete(
             distinct. Units are free: shifting or scaling all points of a problem does not change its cells.
         weights: (..., n), nonnegative, summing to 1, 0 for places without a point; None: uniform.
         steps: Of the ascent.
-        batch_size: Draws of noise a step, shared by the problems that stand side by side.
+        batch_size: Draws of noise per step, shared by the problems that stand side by side.
         check_draws: Draws that the masses are measured on; None: 100 for each point, between 10,000 and 1,000,000.
         generator: Source of the noise, on the points' device.
         on_step: Called with the number of steps made and `steps`.
@@ -111,7 +111,7 @@ def semidiscrete(
     weights = weights.to(points)
     centre = (weights[..., None] * points).sum(-2, keepdim=True)
     spread = torch.where(weights[..., None] > 0, points - centre, 0.0)
-    # Cells do not hang on the unit of length: with one variance for all problems, one step size suits all.
+    # Cells do not depend on the unit of length: with one variance for all problems, one step size suits all.
     size = (weights * spread.square().mean(-1)).sum(-1)[..., None, None].sqrt().clamp_min(1e-30)  # (..., 1, 1)
     spread = spread / size
     with torch.autocast(device_type=points.device.type, enabled=False):
@@ -142,7 +142,7 @@ def _start(spread: Tensor, weights: Tensor, generator: torch.Generator | None) -
     half = spread.square().sum(-1) / 2
     M = half[..., None, :] - z @ spread.mT  # the cost less |z|^2 / 2, which does not depend on the match
     # The mean cost of a pair is k here.
-    h = solve(M, None, weights, epsilon=_BLUR * k, tolerance=0.01, max_iterations=300).potentials[1]
+    h = solve(M, None, weights, epsilon=_BLUR * k, tolerance=0.01, max_iterations=300).column_potential
     offsets = torch.where(weights > 0, h.nan_to_num(0.0, 0.0, 0.0) - half, -torch.inf)
     if n == 1:
         return offsets, offsets.new_ones(offsets.shape)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .files import LatentFiles
+from .card import latent_card
+from .files import SETTINGS, SavedLatent
 from .points import CELLS, checked, distinct, gaps, mix, neighbour_report, project, reach
 from .semidiscrete import semidiscrete
 
@@ -20,7 +23,7 @@ _ENTRIES = 1 << 22
 _REPORTED = 2000
 
 
-class LatentTransport(LatentFiles):
+class LatentTransport(ModelHubMixin, library_name="hf_reprot", tags=["features", "optimal-transport"]):
     """A generator of features, without a network: semi-discrete transport from a Gaussian to cached features.
 
     Features y_i of a teacher, and noise z of the Gaussian N(0, I) in the span of their first principal components:
@@ -157,7 +160,7 @@ class LatentTransport(LatentFiles):
         worst = plan.mass_error.argmax()
         self.report = {"mass_error": plan.mass_error[worst].item(), "mass_noise": plan.mass_noise[worst].item()}
         drawn = self.sample(min(len(features), _REPORTED), generator=generator)
-        self.report |= neighbour_report(drawn[0] if self._labelled else drawn, features, held_out)
+        self.report |= neighbour_report(drawn[0] if isinstance(drawn, tuple) else drawn, features, held_out)
         self.about = {"teacher": teacher, "dataset": dataset, "fitted_on": len(features)}
         self.about |= {"mixing": self.mixing, "jitter": self.jitter}  # what the report was measured with
         return self
@@ -237,6 +240,38 @@ class LatentTransport(LatentFiles):
         """The classes it was fitted with; None without."""
         classes = self._fitted("classes").tolist()
         return classes if self._labelled else None
+
+    # ---- files: `save_pretrained`, `from_pretrained` and `push_to_hub` of huggingface_hub ----
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """A README.md that lies in the folder already is kept."""
+        self._check_fitted()
+        SavedLatent(self._settings(), self._tensors, self._labelled, self.report, self.about).write(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str | torch.device = "cpu", **options: Any
+    ) -> LatentTransport:
+        """`map_location`: the device that the features come to."""
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        saved = SavedLatent.read(model_id, map_location, **{name: options[name] for name in known if name in options})
+        loaded = cls(**saved.settings)
+        loaded.report, loaded.about, loaded._labelled = saved.report, saved.about, saved.labelled
+        loaded._tensors = saved.tensors
+        return loaded
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """As huggingface_hub's, in one commit; the card names the repository."""
+        card = dict(options.pop("model_card_kwargs", None) or {})
+        return super().push_to_hub(repo_id, model_card_kwargs={"repository": repo_id, **card}, **options)
+
+    def generate_model_card(self, *, repository: str = "your-name/latent") -> ModelCard:
+        """The card: what the file holds, what it was made from, and how near to the training features it draws."""
+        held = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return latent_card(held, self.labels, self._settings(), self.report, self.about, repository)
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def _map(self, noise: Tensor, index: Tensor) -> Tensor:
         held = self._tensors

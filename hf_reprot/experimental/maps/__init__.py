@@ -1,6 +1,6 @@
 """Transport maps: where each point goes, between sets that share no samples."""
 
-from .divergence import monge_gap, sinkhorn_divergence
+from .divergence import sinkhorn_divergence
 from .entropic import barycentric_map
 from .gaussian import gaussian_map
 from .transport_map import METHODS, MapReport, TransportMap
@@ -11,6 +11,5 @@ __all__ = [
     "TransportMap",
     "barycentric_map",
     "gaussian_map",
-    "monge_gap",
     "sinkhorn_divergence",
 ]

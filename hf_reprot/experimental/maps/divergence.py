@@ -1,8 +1,6 @@
-"""How far two point clouds are apart, and how far a map is from an optimal one: both by Sinkhorn."""
+"""How far two point clouds are apart: Sinkhorn divergences."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -77,32 +75,6 @@ def halves_divergence(x: Tensor, y: Tensor, epsilon: Tensor) -> Tensor:
     cross = half_squares(torch.stack([x1, x2])[:, None], torch.stack([y1, y2]))
     within = (_value(half_squares(x1, x2), epsilon) + _value(half_squares(y1, y2), epsilon)) / 2
     return _value(cross, epsilon).mean() - within
-
-
-def monge_gap(x: Tensor, mapped: Tensor, *, relative_epsilon: float = RELATIVE_EPSILON) -> Tensor:
-    """By how much a map costs more than the best way of reaching the same images.
-
-        M(T) = (1/n) sum_i |x_i - T(x_i)|^2 / 2 + eps log n - W(x, T(x))
-
-    with the entropic W of `sinkhorn_divergence` (Uscidda, Cuturi, 2023, arXiv 2302.04953): how much better the best
-    plan is than the map's own pairing, whose entropy costs eps log n, so that M >= 0. As eps falls to 0, M falls to 0
-    for an optimal map, and not for one whose ways cross.
-
-    Args:
-        x: (n, d), any float dtype, computed in float32 or more.
-        mapped: T(x) (n, d), row by row.
-        relative_epsilon: Blur in units of the mean cost between x and T(x); the unit is detached.
-
-    Returns:
-        M (), differentiable in both by the envelope theorem.
-    """
-    if x.shape != mapped.shape:
-        raise ValueError(f"x and mapped go row by row, but have shapes {tuple(x.shape)} and {tuple(mapped.shape)}")
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        cost = half_squares(x, mapped)
-        spent = (x - mapped).to(cost.dtype).square().sum(-1).mean() / 2
-        epsilon = _strength(cost, relative_epsilon)
-        return spent + epsilon * math.log(len(x)) - _value(cost, epsilon)
 
 
 def _strength(cost: Tensor, relative: float) -> Tensor:

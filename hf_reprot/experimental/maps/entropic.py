@@ -34,8 +34,20 @@ class Entropic(nn.Module):
         epsilon: () In units of the cost.
     """
 
+    sources: Tensor | None
+    targets: Tensor
+    potential: Tensor
+    self_potential: Tensor | None
+    epsilon: Tensor
+
     def __init__(
-        self, start: nn.Module, sources: Tensor, targets: Tensor, potential: Tensor, self_potential: Tensor, epsilon
+        self,
+        start: nn.Module,
+        sources: Tensor | None,
+        targets: Tensor,
+        potential: Tensor,
+        self_potential: Tensor | None,
+        epsilon: Tensor,
     ):
         super().__init__()
         self.start = start
@@ -52,8 +64,8 @@ class Entropic(nn.Module):
         z = start(x)
         cost = half_squares(z, y)
         epsilon = (relative_epsilon * cost.mean()).clamp_min(torch.finfo(cost.dtype).tiny)
-        g = solve(cost, epsilon=epsilon, tolerance=_TOLERANCE).potentials[1]
-        own = solve(half_squares(z, z), epsilon=epsilon, tolerance=_TOLERANCE).potentials[1] if debiased else None
+        g = solve(cost, epsilon=epsilon, tolerance=_TOLERANCE).column_potential
+        own = solve(half_squares(z, z), epsilon=epsilon, tolerance=_TOLERANCE).column_potential if debiased else None
         return cls(start, z, y, g, own, epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +74,7 @@ class Entropic(nn.Module):
     def _mapped(self, x: Tensor) -> Tensor:
         z = self.start(x)
         image = self._mean(z, self.targets, self.potential)
-        if self.self_potential is None:
+        if self.sources is None or self.self_potential is None:
             return image
         return z + image - self._mean(z, self.sources, self.self_potential)
 

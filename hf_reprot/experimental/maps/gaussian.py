@@ -59,15 +59,20 @@ def shrunk_covariance(x: Tensor, shrinkage: float | None = None) -> Tensor:
     x = x.double() - x.double().mean(0)
     S = x.mT @ x / n
     mean = S.diagonal().mean()
+    share: float | Tensor
     if shrinkage is None:
         alpha = S.square().mean()
         above, below = alpha + mean.square(), (n + 1.0) * (alpha - mean.square() / d)
-        shrinkage = torch.where(below > above, above / torch.where(below > 0, below, 1.0), 1.0)
-    return (1 - shrinkage) * S + shrinkage * mean * torch.eye(d, dtype=S.dtype, device=S.device)
+        share = torch.where(below > above, above / torch.where(below > 0, below, 1.0), 1.0)
+    else:
+        share = shrinkage
+    return (1 - share) * S + share * mean * torch.eye(d, dtype=S.dtype, device=S.device)
 
 
 class Linear(nn.Module):
     """x -> A x of centred points: the Gaussian map, or the identity."""
+
+    A: Tensor
 
     def __init__(self, A: Tensor):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two ways for a network to learn a transport map: the Monge gap, and the adversarial original."""
+"""A network that learns a transport map against an adversary (W2GAN), and held-out points to judge a map by."""
 
 from __future__ import annotations
 
@@ -8,36 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .divergence import RELATIVE_EPSILON, half_squares, halves_divergence, monge_gap
+from .divergence import RELATIVE_EPSILON, half_squares, halves_divergence
 from .network import Residual, Schedule, perceptron, train
 
 # W2GAN's own settings: critic steps for each step of the map, its learning rate in units of the map's.
 _CRITIC_STEPS, _CRITIC_RATE = 5, 5.0
-
-
-def by_monge_gap(
-    model: Residual, x: Tensor, y: Tensor, schedule: Schedule, relative_epsilon: float, gap_weight: float
-) -> list[tuple[int, float]]:
-    """min_T  S(T(x), y) + gap_weight * M(T)   by Adam, with `sinkhorn_divergence` S and `monge_gap` M on batches.
-
-    The first term brings the images to the targets, the second makes the map an optimal one among those that do
-    (Uscidda, Cuturi, 2023, arXiv 2302.04953). No adversary: both terms are minimised.
-    """
-    optimizer = torch.optim.Adam(model.net.parameters(), lr=schedule.learning_rate)
-    epsilon = relative_epsilon * half_squares(*(schedule.draw(y) for _ in range(2))).mean()
-
-    def step(share: float) -> None:
-        _set_rate(optimizer, schedule.learning_rate, share)
-        source, target = schedule.draw(x), schedule.draw(y)
-        mapped = model(source)
-        loss = halves_divergence(mapped, target, epsilon)
-        if gap_weight > 0:
-            loss = loss + gap_weight * monge_gap(source, mapped, relative_epsilon=relative_epsilon)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return train(model, step, schedule)
 
 
 class Critic(nn.Module):

@@ -25,8 +25,8 @@ class Residual(nn.Module):
         super().__init__()
         self.start = start
         self.net = perceptron(dim, dim, width, depth)
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
+        for parameter in self.net[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.start(x) + self.net(x)

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.messages import check_choice
-from .divergence import RELATIVE_EPSILON
 from .entropic import GRID, Entropic, choose
 from .gaussian import Linear
-from .learn import Referee, by_monge_gap, by_w2gan, held_out, referee, some
+from .learn import Referee, by_w2gan, held_out, referee, some
 from .network import Residual, Schedule
 
-METHODS = ("entropic", "gaussian", "monge_gap", "w2gan")
+METHODS = ("entropic", "gaussian", "w2gan")
 STARTS = ("gaussian", "identity")
 # Samples of each side at least: two to have a covariance, and for a method that holds some out to choose by.
 _LEAST, _LEAST_HELD_OUT = 2, 20
 _MOST_TO_CHOOSE = 1024  # samples of each side
-_RATES = {"monge_gap": 2e-3, "w2gan": 2e-4}
+_RATE = 2e-4  # of the networks
 _FORMAT = "hf_reprot.TransportMap"
 
 
@@ -61,7 +60,6 @@ class TransportMap(nn.Module):
     |---|---|---|
     | "entropic" | Gaussian map, then Sinkhorn's potentials extended to all points | the default; nothing is trained |
     | "gaussian" | linear, closed form, shrunk covariances | features of networks, few samples; the control for all |
-    | "monge_gap" | a network, by Sinkhorn divergence and Monge gap | the map must be small and hold no samples |
     | "w2gan" | a network and an adversary | to compare with the original |
 
     A map that fits the targets' law better need not serve a head better: between features of two networks the linear
@@ -77,15 +75,14 @@ class TransportMap(nn.Module):
         start: What the map begins at: "gaussian", or "identity" (the centres are matched all the same). Not used by
             "gaussian".
         relative_epsilon: Blur in units of the mean cost. None: "entropic" chooses by cross-validation, and may choose
-            the start alone; "monge_gap" takes 0.05.
+            the start alone.
         debiased: Centre the entropic map, which keeps it from shrinking toward the mean.
         shrinkage: Of the covariances, 0 to 1; None: by the number of samples (OAS).
         width, depth: Hidden layers of the networks.
-        steps, batch_size, learning_rate: Of the networks' training. learning_rate None: 2e-3, and 2e-4 for "w2gan",
-            whose critic has five times that.
+        steps, batch_size, learning_rate: Of the networks' training. learning_rate None: 2e-4; the critic has five
+            times that of the map.
         patience: Checks, one every 25 steps, without a gain on held-out points after which training stops; the best
             weights are kept, which may be the start's.
-        gap_weight: Of the Monge gap, against the divergence.
         penalty: Of W2GAN's constraints.
         max_samples: Of each side that "entropic" keeps, drawn by chance.
         seed: Of everything drawn.
@@ -104,9 +101,13 @@ class TransportMap(nn.Module):
         True
 
     References: Pooladian, Niles-Weed, "Entropic estimation of optimal transport maps", 2021 (arXiv 2109.12004), and on
-    debiasing 2202.08919. Uscidda, Cuturi, "The Monge Gap", ICML 2023 (arXiv 2302.04953). Leygonie, She, Almahairi,
-    Rajeswar, Courville, "Adversarial Computation of Optimal Transport Maps", 2019 (arXiv 1906.09691).
+    debiasing 2202.08919. Leygonie, She, Almahairi, Rajeswar, Courville, "Adversarial Computation of Optimal Transport
+    Maps", 2019 (arXiv 1906.09691).
     """
+
+    mean_x: Tensor
+    mean_y: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -123,7 +124,6 @@ class TransportMap(nn.Module):
         batch_size: int = 256,
         learning_rate: float | None = None,
         patience: int = 8,
-        gap_weight: float = 1.0,
         penalty: float = 10.0,
         max_samples: int = 2048,
         seed: int = 0,
@@ -212,14 +212,14 @@ class TransportMap(nn.Module):
         settings = self.settings
         given, debiased = settings["relative_epsilon"], settings["debiased"]
         grid = GRID if given is None else (given,)
-        few = (some(points, _MOST_TO_CHOOSE, generator) for points in (x, y))
-        epsilon, figure, at_start = choose(self._start, *few, grid, debiased, generator)
+        few_x, few_y = (some(points, _MOST_TO_CHOOSE, generator) for points in (x, y))
+        epsilon, figure, at_start = choose(self._start, few_x, few_y, grid, debiased, generator)
         self.report = MapReport(at_start, figure, epsilon)
         start = self._start(x, y)
         if epsilon is None:
             return start
-        kept = (some(points, settings["max_samples"], generator) for points in (x, y))
-        return Entropic.between(start, *kept, epsilon, debiased)
+        kept_x, kept_y = (some(points, settings["max_samples"], generator) for points in (x, y))
+        return Entropic.between(start, kept_x, kept_y, epsilon, debiased)
 
     def _start(self, x: Tensor, y: Tensor) -> Linear:
         if self.settings["start"] == "identity":
@@ -229,13 +229,10 @@ class TransportMap(nn.Module):
     @torch.enable_grad()
     def _train(self, model: Residual, x: Tensor, y: Tensor, judge: Referee) -> list[tuple[int, float]]:
         s = self.settings
-        rate = _RATES[self.method] if s["learning_rate"] is None else s["learning_rate"]
+        rate = _RATE if s["learning_rate"] is None else s["learning_rate"]
         draws = torch.Generator(x.device).manual_seed(s["seed"])
         schedule = Schedule(s["steps"], s["batch_size"], rate, s["patience"], 25, judge, draws, self._track)
-        if self.method == "w2gan":
-            return by_w2gan(model, x, y, schedule, s["penalty"], s["width"], s["depth"])
-        epsilon = RELATIVE_EPSILON if s["relative_epsilon"] is None else s["relative_epsilon"]
-        return by_monge_gap(model, x, y, schedule, epsilon, s["gap_weight"])
+        return by_w2gan(model, x, y, schedule, s["penalty"], s["width"], s["depth"])
 
     def _track(self, steps: Iterable[int]) -> Iterable[int]:
         if not self.settings["progress"]:
@@ -247,7 +244,7 @@ class TransportMap(nn.Module):
     def save(self, path: str | Path) -> None:
         """Writes the fitted map and its settings into one safetensors file.
 
-        An entropic map holds the samples that it was fitted on: to ship none, take "gaussian" or "monge_gap".
+        An entropic map holds the samples that it was fitted on: to ship none, take "gaussian" or "w2gan".
         """
         from safetensors.torch import save_file
 
@@ -271,7 +268,14 @@ class TransportMap(nn.Module):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != _FORMAT:
             raise ValueError(f"{path} does not hold a transport map")
-        loaded = cls(**json.loads(header["settings"]))
+        settings = json.loads(header["settings"])
+        if settings.get("method") == "monge_gap":  # of version 0.1
+            raise ValueError(
+                f"{path} holds a map of method='monge_gap', which this version no longer has: fit it anew with one of "
+                f"{', '.join(map(repr, METHODS))}"
+            )
+        settings.pop("gap_weight", None)  # of version 0.1
+        loaded = cls(**settings)
         inside = {name.removeprefix("map."): value for name, value in tensors.items() if name.startswith("map.")}
         loaded.map = _empty(header["kind"], inside, loaded.settings)
         loaded.load_state_dict(tensors)
@@ -296,8 +300,8 @@ def _empty(kind: str, tensors: dict[str, Tensor], settings: dict) -> nn.Module:
         return linear
     if kind == "Residual":
         return Residual(linear, settings["dim"], settings["width"], settings["depth"])
-    names = ("sources", "targets", "potential", "self_potential", "epsilon")
-    return Entropic(linear, *(tensors.get(name) for name in names))
+    targets, potential, epsilon = (tensors[name] for name in ("targets", "potential", "epsilon"))
+    return Entropic(linear, tensors.get("sources"), targets, potential, tensors.get("self_potential"), epsilon)
 
 
 def _check_settings(settings: dict) -> None:
@@ -316,7 +320,5 @@ def _check_settings(settings: dict) -> None:
         value = settings[name]
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
-    if not (settings["gap_weight"] >= 0 and math.isfinite(settings["gap_weight"])):
-        raise ValueError(f"gap_weight must be a finite number at least 0, got {settings['gap_weight']}")
     if settings["shrinkage"] is not None and not 0 <= settings["shrinkage"] <= 1:
         raise ValueError(f"shrinkage must be from 0 to 1, got {settings['shrinkage']}")

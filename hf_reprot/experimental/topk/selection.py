@@ -67,6 +67,8 @@ class NeuronSelection(nn.Module):
     gradients: Bengio, Léonard, Courville, 2013, arXiv 1308.3432.
     """
 
+    chosen: Tensor
+
     def __init__(self, neurons: int, k: int, classes: int | None = None):
         super().__init__()
         if not 1 <= k < neurons:

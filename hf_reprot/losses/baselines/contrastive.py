@@ -20,10 +20,10 @@ class ContrastiveDistillation(FeatureLoss):
 
         loss = cross entropy of the rows of L + cross entropy of its columns, the diagonal being right
 
-    This is the paper's objective with negatives from the batch. Differs from it: the paper draws 16,384 negatives of
-    other classes a sample from a memory bank of the whole training set and estimates by a binary NCE against a uniform
-    noise; here the negatives are the n - 1 other samples of the batch, whatever their class, compared by a softmax
-    (InfoNCE), so that no bank, no labels and no sample numbers are needed. Expect less of it with small batches.
+    This is the paper's objective with in-batch negatives. The paper draws 16,384 negatives of other classes per sample
+    from a memory bank of the whole training set and uses a binary NCE against uniform noise; here the negatives are the
+    n - 1 other samples of the batch, whatever their class, compared by a softmax (InfoNCE), so that no memory bank,
+    labels or sample indices are needed. Expect less of it with small batches.
 
     Args:
         student_width: d_s.

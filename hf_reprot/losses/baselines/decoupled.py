@@ -119,6 +119,6 @@ def _check(student: Tensor, teacher: Tensor, labels: Tensor) -> None:
         raise ValueError(f"decoupled distillation needs logits (n, classes) of 2 classes or more, got {student.shape}")
     if tuple(labels.shape) != (len(student),) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
-            f"decoupled distillation needs one class number a sample, ({len(student)},), got labels of shape "
+            f"decoupled distillation needs one class number per sample, ({len(student)},), got labels of shape "
             f"{tuple(labels.shape)} and dtype {labels.dtype}"
         )

@@ -54,11 +54,13 @@ class DELTA(FeatureLoss):
   year={2019}
 }"""
 
+    attention: Tensor | None
+
     def __init__(self, attention: Tensor | None = None):
         super().__init__()
         if attention is not None:
             if attention.ndim != 1 or not bool((attention >= 0).all()) or not bool(attention.sum() > 0):
-                raise ValueError("attention must be one nonnegative weight a channel, (c,), and not all 0")
+                raise ValueError("attention must be one nonnegative weight per channel, (c,), and not all 0")
             attention = attention.detach().float() / attention.sum()
         self.register_buffer("attention", attention)
 

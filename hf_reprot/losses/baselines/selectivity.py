@@ -30,7 +30,7 @@ class NeuronSelectivityTransfer(FeatureLoss):
 
     Requirements: both layers have the same positions.
 
-    Relations: the closest baseline to `RepresentationTransport`: it, too, sees two sets of neurons in no order. It
+    Relations: the baseline closest to `RepresentationTransport`: it, too, compares two unordered sets of neurons. It
     compares them through a kernel, image by image, and says of none which other it goes with.
 
     Example:

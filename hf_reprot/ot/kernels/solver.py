@@ -26,7 +26,7 @@ def sinkhorn_triton(
     first call of a shape with large pairs.
 
     Args:
-        small: True: one program a pair; False: the whole device on every pair; None: by the size.
+        small: True: one program per pair; False: the whole device on every pair; None: by the size.
     """
     f, start = starting_potentials(matrix, g)
     g = start if g is None else start.clone()  # a start that was given stays as it is
@@ -114,7 +114,7 @@ def run_sweeps(
         inverse: (B,) 1 / eps.
         growth: (B,) What is added to `inverse` before each of the first `growing` sweeps; None: nothing.
         tolerance: L1 error at which a pair stops; negative: every pair makes `most` sweeps.
-        most: Sweeps at most.
+        most: Maximum number of Sinkhorn iterations.
         growing: Sweeps whose kernel grows sharper while the scalings stay, and that have no momentum.
         accelerate: With momentum, once the kernel stays the same.
         small: Which kernels; None: by the size.
