@@ -19,21 +19,30 @@ class Help(str):
         return made
 
 
-def setting(default: Any, help: str, choices: list[str] | None = None, **facts: Any) -> Any:
+class _Help(str):
+    """A help text that knows more than it says: argparse gets everything else that stands in a field's metadata."""
+
+    facts: Mapping[str, Any]
+
+
+_FACTS = ("term", "needs", "only_with", "of_loss")
+
+
+def setting(default: Any, help: str, **metadata: Any) -> Any:
     """A field with what the command line, the docs and a card read of it.
 
     Args:
         default: Its default; lists and mappings are copied.
         help: One sentence.
-        choices: Its legal values, where they are few.
-        facts: `of_loss` (it belongs to a term of the loss); or, of the weight of a term, `term` (what a card calls it,
-            with other settings in braces), `needs` ("layers" or "logits" of a teacher), `only_with` (another setting,
-            without which the term takes no part).
+        metadata: `choices` (legal values) and whatever else argparse takes; `of_loss` (it belongs to a term of the
+            loss); or, of the weight of a term, `term` (what a card calls it, with other settings in braces), `needs`
+            ("layers" or "logits" of a teacher), `only_with` (another setting, without which the term takes no part).
     """
-    metadata: dict[str, Any] = {"help": Help(help, **facts)} | ({"choices": choices} if choices is not None else {})
+    text = _Help(help)
+    text.facts = {name: metadata.pop(name) for name in _FACTS if name in metadata}
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: default.copy(), metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=lambda: default.copy(), metadata={"help": text, **metadata})
+    return field(default=default, metadata={"help": text, **metadata})
 
 
 def _facts(of: Field) -> Mapping[str, Any]:
@@ -41,7 +50,7 @@ def _facts(of: Field) -> Mapping[str, Any]:
 
 
 def weights_of_terms(settings: type, needs: str | None = None) -> dict[str, Mapping[str, Any]]:
-    """The fields that weigh a term of the loss, with the facts of each.
+    """The fields that weigh a term of the loss, with what `setting` was told of each.
 
     Args:
         settings: A dataclass.

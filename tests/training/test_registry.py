@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from transformers import HfArgumentParser
 
 from hf_reprot import OTTransferConfig, OTTransferTrainer
 from hf_reprot.config import OTTransferConfig as Config
@@ -88,6 +89,12 @@ def test_a_term_of_someone_else_is_trained_logged_saved_and_resumed(tmp_path, re
 def test_its_weight_is_checked_as_every_other(tmp_path):
     with pytest.raises(ValueError, match="small_logits_weight must be a finite number at least 0, got -1"):
         WithSmallLogits(output_dir=str(tmp_path), report_to="none", small_logits_weight=-1.0)
+
+
+def test_the_command_line_takes_it(tmp_path):
+    line = ["--output_dir", str(tmp_path), "--report_to", "none", "--small_logits_weight", "0.5", "--bss_weight", "2"]
+    (args,) = HfArgumentParser(WithSmallLogits).parse_args_into_dataclasses(line)
+    assert (args.small_logits_weight, args.bss_weight) == (0.5, 2.0)
 
 
 def test_every_registered_term_has_a_place_and_a_name_of_its_own():
