@@ -231,7 +231,7 @@ def test_every_setting_and_every_command_has_its_row():
     page = hooks.on_page_markdown("<!-- commands -->")
     commands = typer.main.get_command(app).commands
     assert re.findall(r"^## hf-reprot (.*)$", page, flags=re.M) == sorted(commands)
-    assert "| `--seeds` | `5` | Runs of each method. |" in page
+    assert "| `--seeds` | `5` | Number of seeds per method. |" in page
 
 
 def test_every_page_asks_for_tables_that_exist():
