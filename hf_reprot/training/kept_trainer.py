@@ -47,6 +47,7 @@ class KeptTrainer(Trainer):
 
     def _keep_with(self, args: OTTransferConfig) -> None:
         self.log_window, self.non_finite = Meter(), NonFiniteWatch(args.ot_nonfinite_limit)
+        self._meter = self.log_window  # its name in version 0.1
         self.checkpointer, self.publisher = Checkpointer(args), Publisher(args)
 
     @property

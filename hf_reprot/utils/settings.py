@@ -7,18 +7,6 @@ from dataclasses import Field, field, fields
 from typing import Any
 
 
-class Help(str):
-    """A help text that carries what else is known of its field: parsers hand all other metadata to argparse."""
-
-    facts: Mapping[str, Any]
-
-    def __new__(cls, text: str, **facts: Any) -> Help:
-        """The text, with facts beside it."""
-        made = super().__new__(cls, text)
-        made.facts = facts
-        return made
-
-
 class _Help(str):
     """A help text that knows more than it says: argparse gets everything else that stands in a field's metadata."""
 
