@@ -88,7 +88,11 @@ class Shares:
         self._coming = iter(self._of(batches, empty, config, shifts_labels))
         if real is None:
             return None
-        return [{"labels": b["labels"][:0]} if e else b for b, e in zip(batches, empty, strict=True)]
+
+        def no_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: batch[name][:0] for name in self.label_names if name in batch}
+
+        return [no_labels(batch) if e else batch for batch, e in zip(batches, empty, strict=True)]
 
     def _of(
         self, batches: Sequence[Mapping[str, Any]], empty: Sequence[bool], config: Any, shifts_labels: bool
