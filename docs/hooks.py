@@ -86,7 +86,7 @@ def command_sections() -> str:
             shown = parameter.name.upper() if parameter.param_type_name == "argument" else ", ".join(parameter.opts)
             default = "" if parameter.required or parameter.default is None else f"`{parameter.default}`"
             rows.append((f"`{shown}`", default, parameter.help or ""))
-        about = " ".join((command.help or "").split())
+        about = _plain(command.help or "")
         parts.append(f"## hf-reprot {name}\n\n{about}" + (f"\n\n{_table(rows)}" if rows else ""))
     return "\n\n".join(parts)
 
@@ -103,9 +103,13 @@ def _field_table(members: Sequence[Any], flags: bool = False) -> str:
 def _table(rows: Sequence[tuple[str, str, str]]) -> str:
     lines = ["| name | default | what it is |", "|---|---|---|"]
     for row in rows:
-        cells = [" ".join(cell.split()).replace("|", "\\|") for cell in row]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {row[0]} | {row[1]} | {_plain(row[2])} |")
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """One line of text in which Markdown finds neither links nor columns."""
+    return re.sub(r"([\[\]|<])", r"\\\1", " ".join(text.split()))
 
 
 TABLES = {

@@ -215,8 +215,8 @@ def test_every_object_of_the_reference_exists():
         assert getattr(owner, attribute, None) is not None, f"the reference shows {name}, which does not exist"
 
 
-def _hooks():
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+def _hooks(name: str = "hooks"):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -232,6 +232,19 @@ def test_every_setting_and_every_command_has_its_row():
     commands = typer.main.get_command(app).commands
     assert re.findall(r"^## hf-reprot (.*)$", page, flags=re.M) == sorted(commands)
     assert "| `--seeds` | `5` | Number of seeds per method. |" in page
+
+
+def test_help_with_brackets_is_no_link():
+    page = _hooks().on_page_markdown("<!-- commands -->")
+    assert "\\[RECIPE.yaml\\] \\[--processes N\\]" in page
+
+
+def test_examples_of_docstrings_become_code():
+    pytest.importorskip("griffe")
+    shown = _hooks("griffe_docstrings").with_examples_as_code
+    assert shown("Does.\n\nExample:\n    >>> f()[0](1)\n") == "Does.\n\nExamples:\n    >>> f()[0](1)"
+    code = shown("Does.\n\nExample (needs the Hub):\n    f(\n        1)\n\nRaises:\n    ValueError: no.")
+    assert code == "Does.\n\nExample (needs the Hub):\n\n```python\nf(\n    1)\n```\n\nRaises:\n    ValueError: no."
 
 
 def test_every_page_asks_for_tables_that_exist():
