@@ -227,11 +227,11 @@ def test_every_setting_and_every_command_has_its_row():
     grouped = [name for names in hooks.setting_groups().values() for name in names]
     assert sorted(grouped) == sorted(OTTransferConfig.transfer_fields())
     row = next(r for r in hooks.settings_tables().splitlines() if r.startswith("| `ot_tolerance` "))
-    assert row == "| `ot_tolerance` | `0.001` | L1 error of the marginals at which the solver stops. |"
+    assert re.fullmatch(r"\| `ot_tolerance` \| `0.001` \| .*L1.* \|", row)
     page = hooks.on_page_markdown("<!-- commands -->")
     commands = typer.main.get_command(app).commands
     assert re.findall(r"^## hf-reprot (.*)$", page, flags=re.M) == sorted(commands)
-    assert "| `--seeds` | `5` | Number of seeds per method. |" in page
+    assert re.search(r"^\| `--seeds` \| `5` \| \w.* \|$", page, flags=re.M)
 
 
 def test_help_with_brackets_is_no_link():
