@@ -6,7 +6,7 @@ help:     ## This list
 install:  ## Install the package and all that its tests need
 	pip install -e ".[test]"
 test:     ## Run the tests as the gate does
-	pytest -q
+	pytest -q -n 2 --dist loadfile
 check:    ## Lint, formatting, types
 	ruff check . && ruff format --check . && mypy
 docs:     ## Build the documentation, strictly (pip install -e ".[docs]")
