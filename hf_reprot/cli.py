@@ -165,8 +165,8 @@ def evaluate(
     """How good a frozen representation is: k-NN, neighbour purity, linear probe; accuracy where there is a head."""
     from .commands.evaluate import evaluate_model, evaluation_table
 
-    options = {"split": split, "samples": samples, "neighbours": neighbours, "batch_size": batch_size, "device": device}
-    options |= {"image_column": image_column, "label_column": label_column}
+    options: dict[str, Any] = {"split": split, "samples": samples, "neighbours": neighbours, "batch_size": batch_size}
+    options |= {"device": device, "image_column": image_column, "label_column": label_column}
     found = [evaluate_model(source, dataset, **options) for source in (model, *(teacher or ()))]
     console.print(evaluation_table(found))
     for note in [f"{evaluation.model}: {note}" for evaluation in found for note in evaluation.notes]:

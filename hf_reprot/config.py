@@ -366,7 +366,7 @@ class OTTransferConfig(TrainingArguments):
     @property
     def layer_positions(self) -> str:
         """What "last" means among `layer_pairs`: "all" where a term needs a layer with positions."""
-        maps = self.uses_feature_loss and FEATURE_LOSSES[self.feature_loss].input_kind == "maps"
+        maps = self.uses_feature_loss and FEATURE_LOSSES[self.feature_loss or ""].input_kind == "maps"
         return "all" if maps or self.delta_weight > 0 else self.ot_positions
 
     @property

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..data.preprocessing import Preprocessing
 from ..features.activations import Activation
@@ -20,7 +20,10 @@ from .views import View
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
 FORMAT = 1
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 # What may differ between two builds that share a folder: it says nothing of what the rows are.
 _NOT_COMPARED = ("versions", "bitwise", "device", "teacher.license", "data.license", "teacher.speed", "teacher.metrics")
 

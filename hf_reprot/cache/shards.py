@@ -108,7 +108,7 @@ class Shard:
         wanted = {KEYS: ("U8", (KEY_BYTES,)), SOURCES: ("U8", (KEY_BYTES,)), CHECKS: ("I64", ())}
         wanted |= {name: (dtype, shape) for name, shape in feature_names(settings).items()}
         start, header = self._header()
-        kinds: dict[str, np.dtype] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8"), dtype: raw}
+        kinds: dict[str, np.dtype] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8"), dtype: np.dtype(raw)}
         self.arrays: dict[str, np.ndarray] = {}
         for name, (kind, shape) in wanted.items():
             entry = header.get(name, {})

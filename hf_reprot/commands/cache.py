@@ -98,7 +98,7 @@ def cache_recipe(recipe: Recipe, config: OTTransferConfig, options: CacheOptions
     """Builds the cache that a run needs, with the run's own images, views and batch size, and pushes it where asked.
 
     Raises:
-        ValueError: no teacher or several; anything that the run, or `build_features`, would refuse.
+        ValueError: no teacher or several; anything that the run, or `FeatureCache.build`, would refuse.
     """
     teachers = teachers_of(recipe)
     if len(teachers) != 1:
@@ -106,8 +106,8 @@ def cache_recipe(recipe: Recipe, config: OTTransferConfig, options: CacheOptions
     source, settings = parse_teacher(teachers[0])
     own = {name: settings[name] for name in ("preprocessing", "resize", "license") if name in settings}
     dtype = settings.get("dtype") or config.teacher_dtype
-    options = config.teacher_model_init_kwargs
-    teacher = Teacher.load(source, dtype=dtype, init_kwargs=options if isinstance(options, dict) else {}, **own)
+    given = config.teacher_model_init_kwargs
+    teacher = Teacher.load(source, dtype=dtype, init_kwargs=given if isinstance(given, dict) else {}, **own)
     prepared = prepare(recipe, config)
     positions = options.positions or (config.compares_layers and config.layer_positions == "all")
     cache = FeatureCache.build(

@@ -238,7 +238,7 @@ def _teacher() -> torch.nn.Module:
     )
 
 
-def _student(seed: int, classes: int = 10) -> torch.nn.Module:
+def _student(seed: int, classes: int = 10) -> ViTForImageClassification:
     torch.manual_seed(seed)
     return ViTForImageClassification(
         ViTConfig(

@@ -100,6 +100,8 @@ def evaluate_model(
         raise ValueError(f"samples must be at least 3, got {samples}")
     images, name, part = _images(dataset, split, image_column, label_column)
     found = find_columns(images, image_column, label_column)
+    if found is None:
+        raise ValueError(f"{name} has no column of images")
     names = _class_names(images, found, name)
     if samples is not None and samples < len(images):
         images = images.shuffle(seed=seed).select(range(samples))
@@ -188,14 +190,15 @@ def _run(
             with torch.no_grad(), taps.recording():
                 logits = teacher({"pixel_values": batch["pixel_values"].to(device, teacher.dtype)})
             (layer,) = taps.take().values()
-            logits = logits.float().cpu() if logits is not None and class_count(model) is not None else None
-            kept.append((pooled_neurons(layer).float().cpu(), batch["labels"], logits))
+            told = logits.float().cpu() if logits is not None and class_count(model) is not None else None
+            kept.append((pooled_neurons(layer).float().cpu(), batch["labels"], told))
     finally:
         taps.close()
     if not kept:
         raise ValueError("no image has a label: nearest neighbours and a probe need them")
-    features, labels, logits = zip(*kept, strict=True)
-    return torch.cat(features), torch.cat(labels), None if logits[0] is None else torch.cat(logits)
+    features, labels = (torch.cat([row[i] for row in kept]) for i in (0, 1))
+    answers = [row[2] for row in kept if row[2] is not None]
+    return features, labels, torch.cat(answers) if answers else None
 
 
 def _answers(model: nn.Module, logits: Tensor, names: Sequence[str]) -> tuple[Tensor | None, str | None]:

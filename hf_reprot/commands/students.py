@@ -54,14 +54,14 @@ def student_and_processor(
             )
         model_args = json_object("student_model_args", recipe.student_model_args or "{}")
         size = {} if recipe.image_size is None else {"input_size": [3, recipe.image_size, recipe.image_size]}
-        student = create_timm_student(source, names if headed else None, pretrained_cfg=size, **model_args)
+        new: Any = create_timm_student(source, names if headed else None, pretrained_cfg=size, **model_args)
         if headed:
-            student.config.problem_type = problem
-        return student, TimmWrapperImageProcessor(pretrained_cfg=student.config.pretrained_cfg)
+            new.config.problem_type = problem
+        return new, TimmWrapperImageProcessor(pretrained_cfg=new.config.pretrained_cfg)
     trust = recipe.trust_remote_code
     try:
         head = True if needs_head else wanted
-        options = {"problem_type": problem} if problem is not None and head is not False else {}
+        options: dict[str, Any] = {"problem_type": problem} if problem is not None and head is not False else {}
         scratch = recipe.student_from_scratch
         student = load_student(source, names, head=head, from_scratch=scratch, trust_remote_code=trust, **options)
     except ValueError as error:

@@ -192,7 +192,7 @@ class Prepared:
 
     student: Any
     processor: Any
-    collator: ImageCollator
+    collator: ImageCollator | None
     train: Any
     evaluation: Any
     names: list[str] | None

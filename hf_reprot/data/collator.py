@@ -98,13 +98,13 @@ class ImageCollator:
         return None if self._epoch is None else (int(self._epoch[1]), int(self._epoch[0]))
 
     def __call__(self, rows: Sequence[Mapping[str, Any] | tuple[Any, Any]]) -> dict[str, Any]:
-        rows = [self._named(row) for row in rows]
-        if self.augmentation != "none" and "teacher_pixel_values" in rows[0]:
+        examples = [self._named(row) for row in rows]
+        if self.augmentation != "none" and "teacher_pixel_values" in examples[0]:
             raise ValueError(
                 f"augmentation {self.augmentation!r} changes the student's images but not the column "
                 "teacher_pixel_values: leave that column out, or set augmentation='none'"
             )
-        images = [self._image(row, i) for i, row in enumerate(rows)]
+        images = [self._image(row, i) for i, row in enumerate(examples)]
         generators = [self._generator(image) for image in images] if self.augmentation != "none" else []
         if self.augmentation == "crop+flip":
             images = [random_crop(image, g) for image, g in zip(images, generators, strict=True)]
@@ -113,12 +113,12 @@ class ImageCollator:
             mirrored = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators])
             pixels = batch["pixel_values"]
             batch["pixel_values"] = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-        labels = self._labels(rows)
+        labels = self._labels(examples)
         if labels is not None:
             batch["labels"] = labels
-        for name in rows[0]:
+        for name in examples[0]:
             if name.startswith(TEACHER_PREFIX):
-                batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rows])
+                batch[name] = torch.stack([torch.as_tensor(row[name]) for row in examples])
         return batch
 
     def _named(self, row: Mapping[str, Any] | tuple[Any, Any]) -> Mapping[str, Any]:

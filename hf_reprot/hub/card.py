@@ -60,7 +60,7 @@ def write_card(record: RunRecord, folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     figures = {CURVES: curves_figure(record.history), COMPARISON: comparison_figure(compared_models(record))}
     for facts in record.layer_plans:
-        if picture_of(facts.picture) is not None:
+        if facts.picture is not None and picture_of(facts.picture) is not None:
             names = (facts.student_layers, facts.teacher_layers)
             figures[facts.picture] = layer_plan_figure(facts.plan, facts.cost, *names)
     for name, figure in figures.items():

@@ -31,7 +31,7 @@ def loading_examples(record: RunRecord, repo: str) -> list[Example]:
         return [Example("With peft (the adapter goes on the weights that it was trained on):", _peft(record, repo))]
     examples = []
     if record.student.library in ("transformers", "timm"):
-        if word_of(record.task) is not None:
+        if record.task is not None and word_of(record.task) is not None:
             examples.append(Example("With transformers, in one call:", _pipeline(record.task, repo)))
         examples.append(Example("With transformers, model and preprocessing apart:", _auto(record, repo)))
     if record.student.library == "timm":

@@ -42,7 +42,7 @@ def repository_link(name: str, revision: str | None, page: str = "") -> str:
     """A link to a repository at a revision; commits are shortened in the text, not in the link."""
     if repo_of(name) is None:
         return cell(name)
-    if revision_of(revision) is None:
+    if revision is None or revision_of(revision) is None:
         return link(name, f"https://huggingface.co/{page}{name}")
     short = revision[:12] if re.fullmatch(r"[0-9a-f]{40}", revision) else revision
     return link(f"{name}@{short}", f"https://huggingface.co/{page}{name}/tree/{revision}")

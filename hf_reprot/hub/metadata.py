@@ -46,7 +46,7 @@ def _library(record: RunRecord) -> str | None:
 
 
 def _hub_datasets(record: RunRecord) -> list[str]:
-    return [data.repo for data in record.data_sets() if repo_of(data.repo) is not None]
+    return [data.repo for data in record.data_sets() if data.repo is not None and repo_of(data.repo) is not None]
 
 
 def _metric_names(record: RunRecord) -> list[str]:
@@ -54,8 +54,8 @@ def _metric_names(record: RunRecord) -> list[str]:
 
 
 def _eval_results(record: RunRecord) -> list[EvalResult]:
-    """One result a data set: the Hub takes results of the same data set, configuration and split for one."""
-    if word_of(record.task) is None:
+    """One result per data set: the Hub takes results of the same data set, configuration and split for one."""
+    if record.task is None or word_of(record.task) is None:
         return []
     results: list[EvalResult] = []
     taken: set[tuple] = set()

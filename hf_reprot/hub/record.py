@@ -223,9 +223,10 @@ class RunRecord:
             record = from_mapping(cls, _plain(content))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not the record of a run: {error}") from None
-        if any(pair.teacher_index not in range(len(record.teachers)) for pair in (*record.pairs, *record.layer_plans)):
+        matched: list[PairFacts | LayerPlanFacts] = [*record.pairs, *record.layer_plans]
+        if any(facts.teacher_index not in range(len(record.teachers)) for facts in matched):
             raise ValueError(f"{path} is not the record of a run: a layer of a teacher that is not there")
-        for facts in (*record.pairs, *record.layer_plans):  # a card is written beside them, and nowhere else
+        for facts in matched:  # a card is written beside them, and nowhere else
             facts.picture = picture_of(facts.picture)
         return record
 

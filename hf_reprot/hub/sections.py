@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from ..config import OTTransferConfig
+from ..models.head import HeadFit
 from ..utils.settings import settings_of_loss, weight_counts, weights_of_terms
 from .facts import ModelFacts
 from .foreign import url_of
@@ -167,13 +168,13 @@ def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
         time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
         rows.append(("Optimiser steps", f"{record.step:,}{time}"))
     if record.head is not None:
-        rows.append(("Head", _head_sentence(record)))
+        rows.append(("Head", _head_sentence(record, record.head)))
     return rows
 
 
-def _head_sentence(record: RunRecord) -> str:
+def _head_sentence(record: RunRecord, fit: HeadFit) -> str:
     """How the head was fitted."""
-    fit, found = record.head, ""
+    found = ""
     if fit.accuracy is not None:
         found = f", accuracy there {fit.accuracy:.3f} (cross-validation)"
     elif fit.error is not None:
@@ -265,8 +266,8 @@ def licence_sentences(record: RunRecord) -> list[str]:
     def said(license: License | None) -> str:
         if license is None:
             return "not known"
-        title = plain(license.title)
-        return link(license.title, license.link) if url_of(license.link) is not None else title
+        url = license.link if url_of(license.link) is not None else None
+        return link(license.title, url) if url is not None else plain(license.title)
 
     sentences = [f"The student: {said(record.license)}."]
     if record.start.kind in ("hub", "folder"):

@@ -65,7 +65,7 @@ def class_dimensions(config: PreTrainedConfig, make: Callable[[PreTrainedConfig]
     shapes = []
     for more in (0, 1):
         changed = copy.deepcopy(config)
-        changed.num_labels = config.num_labels + more
+        changed.num_labels = (config.num_labels or 0) + more
         with torch.device("meta"):
             shapes.append({name: value.shape for name, value in make(changed).state_dict().items()})
     found = {}

@@ -286,7 +286,9 @@ def _fitted(
 ) -> list[Linear]:
     """The heads for features as they come, one a strength."""
     mean, scale = standardiser(features, centre=bias)
-    scaled, level, spread = (features - mean) / scale, 0.0, 1.0
+    scaled = (features - mean) / scale
+    level: Any = 0.0
+    spread: Any = 1.0
     if form == VALUES:  # a strength shall mean the same for dollars and cents
         level = np.nan_to_num(np.nanmean(targets, 0)) if bias else 0.0
         spread = np.nan_to_num(np.nanstd(targets, 0))

@@ -176,7 +176,7 @@ def _load_student(
         rest = {name: value for name, value in rest.items() if name in options} | again
         rest |= {"config": config, "use_safetensors": True, "output_loading_info": True}
         # AutoBackbone itself loads from the Hub alone
-        loads = MODEL_FOR_BACKBONE_MAPPING[type(config)] if auto_class is AutoBackbone else auto_class
+        loads: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)] if auto_class is AutoBackbone else auto_class
         student, report = loads.from_pretrained(place.path, ignore_mismatched_sizes=True, **rest)
         missing = report.get("missing_keys") or ()
         if auto_class is AutoModel and missing and all("pooler" in key.split(".") for key in missing):
@@ -290,7 +290,7 @@ def wrap_timm(
 def _wrapped(model: nn.Module, config: TimmWrapperConfig) -> TimmWrapperForImageClassification | TimmWrapperModel:
     with torch.device("meta"):  # the wrapper builds a module of its own first: give it no memory
         try:
-            kind = TimmWrapperForImageClassification if model.num_classes > 0 else TimmWrapperModel
+            kind = TimmWrapperForImageClassification if getattr(model, "num_classes", 0) > 0 else TimmWrapperModel
             wrapper = kind(copy.deepcopy(config))
         except TypeError as error:
             raise ValueError(
