@@ -263,8 +263,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         'the pooled output). "No noise": the same in training with a dropout of 0.5 in front of the head. "Stages": '
         'how many `layer_pairs="stages"` takes. "Positions": the grid of `ot_positions="all"` at the image size given.',
         "",
-        "Noise that is left comes from the body: `cpubone` drops in its last stage by default, `ViTMAEModel` draws "
-        "masks.",
+        "`cpubone` and `ViTMAEModel` still differ from run to run in training: the first has dropout of its own in the "
+        "body and the second draws masks; neither was followed further. A model that takes no `drop_rate` is built "
+        "without it. Families that were not reached in the time given are not listed.",
         "",
         "| model | M parameters | side | last | neurons | head's input | no noise | stages | positions | shared |",
         "|---|--:|--:|---|--:|---|---|---|---|---|",
