@@ -122,7 +122,7 @@ attempt("wrong parent", "student", "ada/student", parent_commit="0" * 40, token=
 
 def test_a_push_that_breaks_off_can_be_repeated(hub, run_with_hub, tmp_path):  # noqa: F811
     student_folder(tmp_path / "student", values=3_000_000)
-    hub.fail_next("POST", "/api/models/ada/student/commit/", status=500, message="The disk is full")
+    hub.fail_next("POST", "/api/models/ada/student/commit/", status=507, message="The disk is full")
     hub.lose_next("POST", "/api/models/ada/lost/commit/")
     hub.cut_next("PUT", "/_upload/models/ada/cut/", after_bytes=1 << 20)
     facts = _facts(
@@ -138,7 +138,7 @@ attempt("cut", "student", "ada/cut")
 """,
         cwd=tmp_path,
     )
-    assert "the Hub failed with 500 (" in facts["refused"]
+    assert "the Hub failed with 507 (" in facts["refused"]
     assert "The disk is full" in facts["refused"]
     assert facts["half"] == [".gitattributes"]
     for repo in ("ada/student", "ada/lost", "ada/cut"):

@@ -45,7 +45,7 @@ def _below(files, folder):
 
 
 def test_every_strategy_pushes_whole_students(hub, run_with_hub, tmp_path):  # noqa: F811
-    hub.fail_next("POST", "/api/models/ada/every_save/commit/", status=500, message="The disk is full")
+    hub.fail_next("POST", "/api/models/ada/every_save/commit/", status=507, message="The disk is full")
     facts, log = _run(
         run_with_hub,
         """
@@ -72,7 +72,7 @@ facts["resumed"] = [resumed.state.global_step, len(resumed.state.log_history)]
         "checkpoint": [*steps, "End of training"],
         "all_checkpoints": [*steps, "End of training"],
     }
-    assert "A push in the background failed: the Hub failed with 500 (The disk is full)" in log
+    assert "A push in the background failed: the Hub failed with 507 (The disk is full)" in log
     for name, on_disk in facts.items():
         assert "training_args.bin" not in on_disk
         assert not [file for file in on_disk if file.startswith("_")]
