@@ -9,7 +9,7 @@ from transformers import ViTImageProcessor
 from hf_reprot.commands.train import parse_recipe, run_recipe
 from tests.toy_models import resnet
 
-RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 # What a recipe cannot have here: the Hub, a GPU, worker processes, days.
 HERE = {
     "dataset": "digits",

@@ -76,7 +76,14 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "all terms, debiased": (vit, {"ot_debiased": True, "kd_weight": 1.0, "l2sp_weight": 0.1}),
     "layers found by transport": (
         lambda: vit(layers=3),
-        {"layer_pairs": "auto", "layer_refresh_steps": 2, "layer_samples": 96, "max_steps": 3, "plan_momentum": 0.9},
+        {
+            "layer_pairs": "auto",
+            "layer_refresh_steps": 2,
+            "layer_samples": 96,
+            "max_steps": 3,
+            "learning_rate": 1e-3,
+            "plan_momentum": 0.9,
+        },
     ),
     "moments carried over steps": (vit, {"plan_momentum": 0.9, "max_steps": 3}),
     "gaussian": (vit, {"ot_method": "gaussian", "layer_pairs": PAIRS}),

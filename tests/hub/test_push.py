@@ -138,7 +138,7 @@ attempt("cut", "student", "ada/cut")
 """,
         cwd=tmp_path,
     )
-    assert "the Hub failed with 507 (" in facts["refused"]
+    assert "the Hub has no room for ada/student (507 " in facts["refused"]
     assert "The disk is full" in facts["refused"]
     assert facts["half"] == [".gitattributes"]
     for repo in ("ada/student", "ada/lost", "ada/cut"):

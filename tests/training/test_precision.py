@@ -146,7 +146,7 @@ def test_a_student_in_bf16_all_through(tmp_path):
             row = super().__getitem__(index)
             return row | {"pixel_values": row["pixel_values"].to(torch.bfloat16)}
 
-    trainer = one_run(tmp_path, model=student, data=Half())
+    trainer = one_run(tmp_path, model=student, data=Half(), student_dtype="auto")
     assert all(p.dtype == torch.bfloat16 and torch.isfinite(p).all() for p in student.parameters())
     exact = one_run(tmp_path, max_steps=1)
     assert training_logs(trainer)[0]["ot_loss"] == pytest.approx(training_logs(exact)[0]["ot_loss"], rel=0.02)
