@@ -72,8 +72,8 @@ facts["resumed"] = [resumed.state.global_step, len(resumed.state.log_history)]
         "checkpoint": [*steps, "End of training"],
         "all_checkpoints": [*steps, "End of training"],
     }
-    assert "A push in the background failed: the Hub has no room for" in log
-    assert "(507 The disk is full)" in log
+    assert "A push in the background failed: " in log
+    assert "The disk is full" in log
     for name, on_disk in facts.items():
         assert "training_args.bin" not in on_disk
         assert not [file for file in on_disk if file.startswith("_")]
