@@ -212,8 +212,7 @@ class Publisher:
 
         self._client = self._client or HfApi()  # one client runs its background jobs one after the other
         job = self._client.run_as_future(pushed)
-        if running is None or running.is_done():
-            running = PushInProgress()
+        running = running if running is not None else PushInProgress()
         jobs: Any = running.jobs
         jobs.append(job)
         return running
@@ -223,9 +222,11 @@ class Publisher:
         """Says in the log that a background push failed: training goes on, and the next push sends everything."""
         jobs: Any = running.jobs if running is not None else []
         for job in list(jobs):
-            if job.done() and not job.cancelled() and job.exception() is not None:
+            if not job.done():
+                continue
+            jobs.remove(job)  # only here: a job that fails meanwhile is reported the next time
+            if not job.cancelled() and job.exception() is not None:
                 logger.warning("A push in the background failed: %s. The next one sends everything", job.exception())
-                jobs.remove(job)
 
     def _private(self, private: bool | None) -> bool | None:
         return self.args.hub_private_repo if private is None else private

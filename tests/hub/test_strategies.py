@@ -46,7 +46,7 @@ def _below(files, folder):
 
 def test_every_strategy_pushes_whole_students(hub, run_with_hub, tmp_path):  # noqa: F811
     hub.fail_next("POST", "/api/models/ada/every_save/commit/", status=507, message="The disk is full")
-    facts, _ = _run(
+    facts, log = _run(
         run_with_hub,
         """
 from huggingface_hub import snapshot_download
@@ -72,6 +72,7 @@ facts["resumed"] = [resumed.state.global_step, len(resumed.state.log_history)]
         "checkpoint": [*steps, "End of training"],
         "all_checkpoints": [*steps, "End of training"],
     }
+    assert "A push in the background failed: the Hub has no room for ada/every_save (507 The disk is full)" in log
     for name, on_disk in facts.items():
         assert "training_args.bin" not in on_disk
         assert not [file for file in on_disk if file.startswith("_")]
