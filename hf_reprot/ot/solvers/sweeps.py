@@ -54,18 +54,6 @@ class Sweeps:
         self._take_views()
         fill_kernel(out, matrix, f, g, self.inverse)
 
-    def restart(self, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, f: Tensor, g: Tensor) -> None:
-        """Takes other problems of the same shape up, into the same memory."""
-        for ours, theirs in (
-            *((self.matrix, matrix), (self.a, a), (self.b, b), (self.f, f), (self.g, g)),
-            *((self.epsilon, epsilon[:, None]), (self.inverse, 1 / epsilon)),
-        ):
-            ours.copy_(theirs)
-        for ones in (self.v, self._landed, self._counts):
-            ones.fill_(1)
-        self._steps.zero_()
-        fill_kernel(self.kernel, self.matrix, self.f, self.g, self.inverse)
-
     def _take_views(self) -> None:
         """Rows times matrices on both sides, (B, 1, n) @ (B, n, m): with columns, bmm is 10 times as slow on a CPU."""
         self._to_rows = self._right[:, None], self.kernel.transpose(1, 2), self.rows[:, None]
