@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -226,6 +225,7 @@ class OTTransferConfig(TrainingArguments):
         10, "Number of consecutive steps with a non-finite transport term after which training stops with an error."
     )
 
+    logging_steps: float = _setting(10, "Steps between two lines of the log; below 1: a share of all steps.")
     student_dtype: str | None = _setting(
         None, 'Data type to train in; left out: float32 if it is half; "auto": its own.'
     )
@@ -275,18 +275,10 @@ class OTTransferConfig(TrainingArguments):
         check_choice("ot_method", self.ot_method, combinations.OT_METHODS)
         check_choice("ot_teacher_mass", self.ot_teacher_mass, TEACHER_MASS)
         check_choice("ot_cost", self.ot_cost, combinations.OT_COSTS)
-        if self.ot_cost == "learned":
-            self._check_company("ot_cost='learned'", combinations.WITH_LEARNED_COST, "ot_cost='sqeuclidean'")
-        if self.ot_method == "gaussian":
-            self._check_company("ot_method='gaussian'", combinations.WITH_GAUSSIAN, "ot_method='sinkhorn'")
         check_choice("ot_dead_neurons", self.ot_dead_neurons, DEAD_NEURONS)
-        if self.ot_debiased and self.ot_method != "sinkhorn":
-            raise ValueError(f"ot_debiased needs ot_method='sinkhorn', got ot_method={self.ot_method!r}")
-        if self.ot_positions == "all" and self.ot_tokens == "class":
-            raise ValueError("ot_tokens='class' is one sample an image: it goes with ot_positions='pooled'")
+        check_choice("select_by", self.select_by, SELECT_BY)
         self._check_baselines()
-        self._check_selection()
-        self._check_auto_layers()
+        combinations.check_together(self)
         check_choice("student_dtype", "auto" if self.student_dtype is None else self.student_dtype, STUDENT_DTYPES)
         if not any(map(self.takes_part, weights := weights_of_terms(type(self)))):
             raise ValueError(f"no term takes part ({', '.join(weights)}): nothing to learn from is left")
@@ -315,24 +307,6 @@ class OTTransferConfig(TrainingArguments):
                 f"feature_loss={self.feature_loss!r} relates the samples of a batch to one another: raise "
                 "per_device_train_batch_size to 2 or more"
             )
-
-    def _check_selection(self) -> None:
-        check_choice("select_by", self.select_by, SELECT_BY)
-        if not 0 < self.select_until <= 1:
-            raise ValueError(f"select_until must lie in (0, 1], got {self.select_until}")
-        k = self.select_k
-        if k is None:
-            return
-        if not (k > 0 and math.isfinite(k)) or (k >= 1 and k != int(k)):
-            raise ValueError(f"select_k must be a whole number of neurons or a share between 0 and 1, got {k}")
-        refused = combinations.selection_needs(self.select_by)
-        refused |= {} if self.uses_transport else {"ot_weight": ("a number above 0",)}
-        for name, legal in refused.items():
-            if getattr(self, name) not in legal:
-                raise ValueError(
-                    f"select_k with select_by={self.select_by!r} does not go with {name}={getattr(self, name)!r}: it "
-                    f"needs {' or '.join(map(repr, legal))}"
-                )
 
     @property
     def uses_feature_loss(self) -> bool:
@@ -373,21 +347,6 @@ class OTTransferConfig(TrainingArguments):
     def finds_layers(self) -> bool:
         """Whether the layer pairs are found by transport between layers."""
         return "auto" in self.layer_pairs
-
-    def _check_auto_layers(self) -> None:
-        if not self.finds_layers:
-            return
-        if len(self.layer_pairs) > 1:
-            raise ValueError(f'layer_pairs="auto" finds all pairs and stands alone, got {self.layer_pairs}')
-        self._check_company('layer_pairs="auto"', combinations.WITH_AUTO_LAYERS, "name the layer pairs")
-
-    def _check_company(self, choice: str, company: Mapping[str, tuple[tuple, str]], otherwise: str) -> None:
-        for name, (legal, reason) in company.items():
-            if getattr(self, name) not in legal:
-                raise ValueError(
-                    f"{choice} does not go with {name}={getattr(self, name)!r} ({reason}): set {name} to "
-                    f"{' or '.join(map(repr, legal))}, or {otherwise}"
-                )
 
     @classmethod
     def transfer_fields(cls) -> list[str]:

@@ -36,7 +36,9 @@ from .training.checks import check_batch_size, check_launch, check_pairs, explai
 from .training.classes import ClassNames
 from .training.collating import check_not_empty, columns_in_words, default_collator
 from .training.data_trainer import DataTrainer
+from .training.default_metrics import settle_default_metrics
 from .training.evaluation import RepresentationEvaluation, settle_best_metric
+from .training.given_student import given_student
 from .training.non_finite import GradientGuard
 from .training.objective import TransferObjective, logits_of
 from .training.session import TrainingSession
@@ -61,8 +63,8 @@ class OTTransferTrainer(DataTrainer):
     several); `plan_momentum` carries what was seen over micro-batches and steps.
 
     Args:
-        model: The student: a transformers model with a head, a timm module (it is put inside transformers' wrapper), or
-            a PEFT model.
+        model: The student: a transformers model with a head, a timm module (it is put inside transformers' wrapper), a
+            PEFT model, or an image classifier's name ("org/name", a folder), loaded with a head for the data's classes.
         teacher_model: Where the representation comes from: a hub id ("org/name", "org/name@revision", "timm/name"), a
             local folder, an `nn.Module`, a `Teacher`, or a list of these (several teachers: see below). Also a mapping
             {id, weight, classes, layers, samples, dtype, preprocessing, resize, license}. May be left out where no
@@ -75,6 +77,7 @@ class OTTransferTrainer(DataTrainer):
             one for each teacher: features come from there, and no teacher is loaded. A cache that does not belong to
             the run (other data, views, layers, preprocessing) is refused; `teacher_model`, where given as well, says
             which teacher it must be of.
+        peft_config: A `PeftConfig`, which puts a new adapter on `model`, as in TRL.
         learned_cost: With `ot_cost="learned"`, a fitted `InverseTransport` (or one for each layer pair) to use instead
             of learning one from the first batches.
         train_dataset, eval_dataset, processing_class, model_init, compute_loss_func, compute_metrics, callbacks,
@@ -100,11 +103,10 @@ class OTTransferTrainer(DataTrainer):
 
     Example (needs the Hub; `hf-reprot demo` runs without):
         trainer = OTTransferTrainer(
-            model=student,
+            model="google/efficientnet-b0",
             teacher_model="timm/resnet50.a1_in1k",
             args=OTTransferConfig(output_dir="student", ot_weight=1.0),
             train_dataset=train,
-            processing_class=processor,
         )
         trainer.train()
     """
@@ -116,7 +118,7 @@ class OTTransferTrainer(DataTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | None = None,
+        model: PreTrainedModel | nn.Module | str | os.PathLike | None = None,
         teacher_model: str | os.PathLike | nn.Module | Teacher | Sequence | None = None,
         args: OTTransferConfig | None = None,
         data_collator: Any = None,
@@ -125,6 +127,7 @@ class OTTransferTrainer(DataTrainer):
         processing_class: Any = None,
         learned_cost: InverseTransport | Sequence[InverseTransport] | None = None,
         teacher_features: Any = None,
+        peft_config: Any = None,
         **kwargs: Any,
     ):
         if args is None:
@@ -133,6 +136,7 @@ class OTTransferTrainer(DataTrainer):
             raise TypeError(f"args must be an OTTransferConfig, got {type(args).__name__}: it holds the transfer's own")
         if args.should_save and args.save_strategy != "no":
             check_writable(str(args.output_dir))
+        model, processing_class = given_student(model, processing_class, args, train_dataset, peft_config)
         self.teachers: Sequence[Teacher] = (
             load_teachers(teacher_model, args, student=model)
             if teacher_features is None
@@ -181,6 +185,7 @@ class OTTransferTrainer(DataTrainer):
         self._build_objective()
         self.representation = RepresentationEvaluation(self)
         settle_best_metric(self)
+        settle_default_metrics(self)
         check_data(self)
 
     # ---- construction ----

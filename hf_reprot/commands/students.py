@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from transformers import AutoConfig, AutoImageProcessor, TimmWrapperImageProcessor
+from transformers import AutoConfig, TimmWrapperImageProcessor
 
-from ..models.loading import explained
 from ..models.modules import names_of_config
 from ..models.spec import parse_teacher
 from ..models.student import create_timm_student, load_student
+from ..training.given_student import image_processor_of
 from ..utils.hub_ids import split_revision
 from ..utils.messages import nearest
 
@@ -70,9 +70,7 @@ def student_and_processor(
         near = nearest(source.split("/")[-1], timm.list_models(), 3)
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
-    repo, revision = split_revision(source)
-    with explained(source, {}, what="student's image processor"):
-        return student, AutoImageProcessor.from_pretrained(repo, revision=revision, trust_remote_code=trust)
+    return student, image_processor_of(source, trust_remote_code=trust)
 
 
 def teacher_classes(teachers: Sequence[str | Mapping[str, Any]]) -> list[str] | None:

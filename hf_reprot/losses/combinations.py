@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from ..ot.cost import COSTS
 from ..ot.solve import DIFFERENTIABLE_WEIGHTS, METHODS, SOLVED
 
@@ -43,3 +47,54 @@ def selection_needs(by: str) -> dict[str, tuple]:
     if by == "transport":
         return {"ot_method": DIFFERENTIABLE_WEIGHTS, "ot_cost": COSTS, "plan_momentum": (0,)}
     return {"ot_method": SOLVED, "ot_cost": COSTS, "ot_positions": ("pooled",)}
+
+
+def check_together(settings: Any) -> None:
+    """Refuses settings of the terms that do not go together.
+
+    Args:
+        settings: An `OTTransferConfig`.
+
+    Raises:
+        ValueError: two that do not; the message names both and what is legal.
+    """
+    if settings.ot_cost == "learned":
+        _check_company(settings, "ot_cost='learned'", WITH_LEARNED_COST, "ot_cost='sqeuclidean'")
+    if settings.ot_method == "gaussian":
+        _check_company(settings, "ot_method='gaussian'", WITH_GAUSSIAN, "ot_method='sinkhorn'")
+    if settings.ot_debiased and settings.ot_method != "sinkhorn":
+        raise ValueError(f"ot_debiased needs ot_method='sinkhorn', got ot_method={settings.ot_method!r}")
+    if settings.ot_positions == "all" and settings.ot_tokens == "class":
+        raise ValueError("ot_tokens='class' is one sample an image: it goes with ot_positions='pooled'")
+    _check_selection(settings)
+    if settings.finds_layers:
+        if len(settings.layer_pairs) > 1:
+            raise ValueError(f'layer_pairs="auto" finds all pairs and stands alone, got {settings.layer_pairs}')
+        _check_company(settings, 'layer_pairs="auto"', WITH_AUTO_LAYERS, "name the layer pairs")
+
+
+def _check_selection(settings: Any) -> None:
+    if not 0 < settings.select_until <= 1:
+        raise ValueError(f"select_until must lie in (0, 1], got {settings.select_until}")
+    k = settings.select_k
+    if k is None:
+        return
+    if not (k > 0 and math.isfinite(k)) or (k >= 1 and k != int(k)):
+        raise ValueError(f"select_k must be a whole number of neurons or a share between 0 and 1, got {k}")
+    refused = selection_needs(settings.select_by)
+    refused |= {} if settings.uses_transport else {"ot_weight": ("a number above 0",)}
+    for name, legal in refused.items():
+        if getattr(settings, name) not in legal:
+            raise ValueError(
+                f"select_k with select_by={settings.select_by!r} does not go with {name}={getattr(settings, name)!r}: "
+                f"it needs {' or '.join(map(repr, legal))}"
+            )
+
+
+def _check_company(settings: Any, choice: str, company: Mapping[str, tuple[tuple, str]], otherwise: str) -> None:
+    for name, (legal, reason) in company.items():
+        if getattr(settings, name) not in legal:
+            raise ValueError(
+                f"{choice} does not go with {name}={getattr(settings, name)!r} ({reason}): set {name} to "
+                f"{' or '.join(map(repr, legal))}, or {otherwise}"
+            )
