@@ -21,7 +21,7 @@ from .manifest import CacheError, Settings, ShardFacts, write_json
 
 KEYS, SOURCES, CHECKS, LOGITS = "keys", "sources", "checks", "logits"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_RAW = {"float16": np.dtype("<u2"), "bfloat16": np.dtype("<u2"), "float32": np.dtype("<u4")}
+_RAW: dict[str, np.dtype] = {"float16": np.dtype("<u2"), "bfloat16": np.dtype("<u2"), "float32": np.dtype("<u4")}
 _SAFETENSORS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 _HEADER_LIMIT = 1 << 24
 
@@ -105,10 +105,11 @@ class Shard:
             raise CacheError(f"the shard {facts.file} is damaged: {error}") from None
         self._map = np.memmap(path, dtype=np.uint8, mode="r")
         dtype, raw = _SAFETENSORS[settings.dtype], _RAW[settings.dtype]
+        wanted: dict[str, tuple[str, tuple[int, ...]]]
         wanted = {KEYS: ("U8", (KEY_BYTES,)), SOURCES: ("U8", (KEY_BYTES,)), CHECKS: ("I64", ())}
         wanted |= {name: (dtype, shape) for name, shape in feature_names(settings).items()}
         start, header = self._header()
-        kinds: dict[str, np.dtype] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8"), dtype: np.dtype(raw)}
+        kinds: dict[str, np.dtype] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8"), dtype: raw}
         self.arrays: dict[str, np.ndarray] = {}
         for name, (kind, shape) in wanted.items():
             entry = header.get(name, {})

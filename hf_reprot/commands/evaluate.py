@@ -178,7 +178,8 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features (n, d), labels (n,) with -100 for none, and logits (n, classes) or None."""
     taps = Taps(model, [last_layer(model)])
-    teacher, kept = Teacher(model), []
+    teacher = Teacher(model)
+    kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
     try:
         for start in track(range(0, len(images), batch_size), description="reading images", transient=True):
             rows = [images[i] for i in range(start, min(start + batch_size, len(images)))]
@@ -190,15 +191,15 @@ def _run(
             with torch.no_grad(), taps.recording():
                 logits = teacher({"pixel_values": batch["pixel_values"].to(device, teacher.dtype)})
             (layer,) = taps.take().values()
-            told = logits.float().cpu() if logits is not None and class_count(model) is not None else None
-            kept.append((pooled_neurons(layer).float().cpu(), batch["labels"], told))
+            answer = logits.float().cpu() if logits is not None and class_count(model) is not None else None
+            kept.append((pooled_neurons(layer).float().cpu(), batch["labels"], answer))
     finally:
         taps.close()
     if not kept:
         raise ValueError("no image has a label: nearest neighbours and a probe need them")
-    features, labels = (torch.cat([row[i] for row in kept]) for i in (0, 1))
-    answers = [row[2] for row in kept if row[2] is not None]
-    return features, labels, torch.cat(answers) if answers else None
+    features, labels, told = zip(*kept, strict=True)
+    answers = [logits for logits in told if logits is not None]
+    return torch.cat(features), torch.cat(labels), torch.cat(answers) if answers else None
 
 
 def _answers(model: nn.Module, logits: Tensor, names: Sequence[str]) -> tuple[Tensor | None, str | None]:

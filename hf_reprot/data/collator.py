@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image as PILImage
@@ -167,6 +167,13 @@ class ImageCollator:
         return torch.Generator().manual_seed(int.from_bytes(mixed, "big"))
 
 
+class TakesEpoch(Protocol):
+    """What draws follow from: a collator, or the seeds that others draw from."""
+
+    def set_epoch(self, epoch: int, seed: int = 0) -> None:
+        """From now on."""
+
+
 class AugmentationEpoch(TrainerCallback):
     """Callback that tells a collator the epoch, so that augmentation is a function of seed, epoch and image.
 
@@ -177,7 +184,7 @@ class AugmentationEpoch(TrainerCallback):
         collator: A collator with `set_epoch(epoch, seed)`.
     """
 
-    def __init__(self, collator: ImageCollator):
+    def __init__(self, collator: TakesEpoch):
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:

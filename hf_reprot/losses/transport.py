@@ -139,8 +139,10 @@ class RepresentationTransport(nn.Module):
         sample_weights: Tensor | None = None,
     ) -> LossOutput:
         """One layer pair: see the class."""
-        given = {"plans": [plan], "teacher_weights": [teacher_weights], "sample_weights": [sample_weights]}
-        return self.forward_pairs([(student, teacher)], **given)[0]
+        weights, samples = [teacher_weights], [sample_weights]
+        return self.forward_pairs([(student, teacher)], plans=[plan], teacher_weights=weights, sample_weights=samples)[
+            0
+        ]
 
     def forward_pairs(
         self,
@@ -209,7 +211,9 @@ class RepresentationTransport(nn.Module):
         """Marginals a (B, d_s), b (B, d_t): None for uniform."""
         keep = self.dead_neurons == "keep"
         a = None if keep else _alive(moments.var_s, moments.mean_s)
-        b = None if keep and given is None else _alive(moments.var_t, moments.mean_t)
+        if keep and given is None:
+            return a, None
+        b = _alive(moments.var_t, moments.mean_t)
         if given is not None:
             # Weights may all lie on neurons that happen to be constant here: then those that vary share them.
             living = given.to(b) * (b > 0)
@@ -219,7 +223,7 @@ class RepresentationTransport(nn.Module):
 
     def _solve(self, stacks: Sequence[_Stack], *, detached: bool) -> None:
         """Solves every stack that has no plan yet, several in one call (see `hf_reprot.ot.solvers.padding`)."""
-        open_stacks = [stack for stack in stacks if stack.plan is None]
+        open_stacks = [stack for stack in stacks if not stack.fixed]
         of_pair = [stack for stack in open_stacks for _ in stack.members]
         for members in groups([one for stack in open_stacks for one in stack.solve_on.unbind()], self.method):
             group = list(dict.fromkeys(of_pair[i] for i in members))  # pairs of one shape are never parted
@@ -229,15 +233,14 @@ class RepresentationTransport(nn.Module):
             result = self._solve_one(cat_padded(matrices), a, b, self.relative_epsilon, self.epsilon)
             value = result.value
             if self.debiased:
-                value = value - 0.5 * self._self_terms(group, a, b, result.epsilon)
+                value = value - 0.5 * self._self_terms(group, a, b, result)
             start = 0
             for stack, (count, m, n) in zip(group, (x.shape for x in matrices), strict=True):
                 part = slice(start, start := start + count)
                 whole = len(group) == 1
-                stack.result = result if whole else without_padding(result, part, m, n)
+                stack.result = own = result if whole else without_padding(result, part, m, n)
                 stack.value = value if whole else value[part]
-                if detached:
-                    stack.plan = stack.result.plan
+                stack.plan, stack.fixed = own.plan, detached
 
     def _solve_one(self, matrix: Tensor, a, b, relative_epsilon, epsilon) -> OTResult:
         return solve(
@@ -251,20 +254,22 @@ class RepresentationTransport(nn.Module):
             max_iterations=self.max_iterations,
         )
 
-    def _self_terms(self, group: Sequence[_Stack], a, b, epsilon: Tensor) -> Tensor:
-        """W(S,S) + W(T,T) (B,) of the pairs of a group, at the cross pair's epsilon."""
-        total = 0.0
+    def _self_terms(self, group: Sequence[_Stack], a, b, cross: OTResult) -> Tensor:
+        """W(S,S) + W(T,T) (B,) of the pairs of a group, at the epsilon of the cross pairs' solution."""
+        if cross.epsilon is None:
+            raise ValueError(f"debiased=True needs a method with an epsilon, got {self.method!r}")
+        values = []
         for side, weights in enumerate((a, b)):
             matrix = cat_padded([self._cost(stack.selves[side]) for stack in group])
             # Where the cross pair's cost is 0, so is its epsilon, and costs of rounding would be infinite in its units.
             least = torch.finfo(matrix.dtype).eps * matrix.detach().amax((-2, -1))
-            total = total + self._solve_one(matrix, weights, weights, None, torch.maximum(epsilon, least)).value
-        return total
+            values.append(self._solve_one(matrix, weights, weights, None, torch.maximum(cross.epsilon, least)).value)
+        return values[0] + values[1]
 
     def _outputs(self, stack: _Stack) -> list[LossOutput]:
-        if stack.plan is not None:  # from outside or from running moments: a constant that weighs this batch's costs
+        if stack.fixed:
             stack.value = (stack.plan.to(stack.matrix) * stack.matrix).sum((-2, -1))
-        plan = stack.result.plan if stack.plan is None else stack.plan.detach()
+        plan = stack.plan.detach()
         for own in stack.selves:
             stack.gate.close_unless(own.gate.open)
         stack.gate.close_unless(stack.value.detach().abs() < torch.inf)
@@ -287,11 +292,17 @@ class _Stack(Stack):
 
     def __init__(self, members: Sequence[int], pairs, plans, given, counts):
         samples = [counts[i] for i in members]
-        super().__init__(*zip(*(pairs[i] for i in members), strict=True), None if samples[0] is None else samples)
+        students, teachers = ([pairs[i][side] for i in members] for side in (0, 1))
+        super().__init__(students, teachers, None if samples[0] is None else samples)
         self.members = list(members)
-        self.plan, self.given = (
+        plan, self.given = (
             None if parts[members[0]] is None else torch.stack([parts[i] for i in members]) for parts in (plans, given)
         )
+        # From outside or from running moments, the plan is a constant that weighs this batch's costs.
+        self.fixed = plan is not None
+        self.plan: Tensor  # (B, d_s, d_t)
+        if plan is not None:
+            self.plan = plan
         self.matrix: Tensor  # (B, d_s, d_t)
         self.solve_on: Tensor
         self.weights: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -307,9 +318,13 @@ def _diagnostics(stack: _Stack, plan: Tensor) -> tuple[list[str], Tensor]:
         rows = plan.sum(-1)
         # H(P) - H(a): the entropy of a row, averaged with the rows' weights; log takes a quarter of xlogy's time
         logs_of_plan = plan.clamp_min(torch.finfo(plan.dtype).tiny).log_()
-        of_this = result is not None and stack.solve_on is stack.matrix
+        cost = (
+            result.cost.float()
+            if result is not None and stack.solve_on is stack.matrix
+            else _inner(plan, stack.matrix.float())
+        )
         logs = {
-            "cost": result.cost.float() if of_this else _inner(plan, stack.matrix.float()),
+            "cost": cost,
             "plan_entropy": torch.special.xlogy(rows, rows).sum(-1) - _inner(plan, logs_of_plan),
             "dropped": ~stack.gate.open,
             "skipped": one_sample(stack.moments, stack.samples is not None),

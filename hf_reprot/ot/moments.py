@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,28 +127,46 @@ def stacked_moments(
             part = _total(_rows(side, rows, dtype if counted is not None else None, counted), share, rows, dtype)
             mean = part if mean is None else mean.add_(part)
         means.append(mean if mean is not None else side[0].new_zeros(batch, side[0].shape[1], dtype=dtype))
-    cov, rests, variances = None, [None, None], [None, None]
+    mean_s, mean_t = means
+    sums: _Sums | None = None
     for rows in blocks:
-        s, t = (_centred(side, rows, mean, counted) for side, mean in zip((students, teachers), means, strict=True))
-        cov = _cross(
-            cov, s if counted is None else s * share[:, rows, None], t, share if counted is None else 1.0, half
-        )
-        for k, x in enumerate((s, t)):
-            rests[k] = _plus(rests[k], _total(x, share, rows, dtype))
-            variances[k] = _plus(variances[k], _total(x.square_(), share, rows, dtype))
-    if cov is None:
-        zeros = [torch.zeros_like(mean) for mean in means]
-        return PairMoments(count, *means, *zeros, means[0].new_zeros(batch, means[0].shape[1], means[1].shape[1]))
-    cov.baddbmm_(rests[0][:, :, None], rests[1][:, None, :], alpha=-1)
-    centre = [mean.add_(rest) for mean, rest in zip(means, rests, strict=True)]
-    spread = [
-        torch.addcmul(variance, rest, rest, value=-1).clamp_min_(0)
-        for variance, rest in zip(variances, rests, strict=True)
-    ]
-    return PairMoments(count, *centre, *spread, cov)
+        s, t = _centred(students, rows, mean_s, counted), _centred(teachers, rows, mean_t, counted)
+        weighted, factor = (s * share[:, rows, None], 1.0) if isinstance(share, Tensor) else (s, share)
+        cov = _cross(None if sums is None else sums.cov, weighted, t, factor, half)
+        rests = _total(s, share, rows, dtype), _total(t, share, rows, dtype)
+        squares = _total(s.square_(), share, rows, dtype), _total(t.square_(), share, rows, dtype)
+        sums = _Sums(cov, *rests, *squares) if sums is None else sums.add(cov, *rests, *squares)
+    if sums is None:
+        cov = mean_s.new_zeros(batch, mean_s.shape[1], mean_t.shape[1])
+        return PairMoments(count, mean_s, mean_t, torch.zeros_like(mean_s), torch.zeros_like(mean_t), cov)
+    return PairMoments(
+        count,
+        mean_s.add_(sums.rest_s),
+        mean_t.add_(sums.rest_t),
+        torch.addcmul(sums.square_s, sums.rest_s, sums.rest_s, value=-1).clamp_min_(0),
+        torch.addcmul(sums.square_t, sums.rest_t, sums.rest_t, value=-1).clamp_min_(0),
+        sums.cov.baddbmm_(sums.rest_s[:, :, None], sums.rest_t[:, None, :], alpha=-1),
+    )
 
 
-def _shares(n: int, batch: int, weights: Sequence[Tensor] | None, dtype: torch.dtype, like: Tensor):
+class _Sums(NamedTuple):
+    """Of centred rows, over the blocks so far: their products (B, d_s, d_t), what is left of each mean, and squares."""
+
+    cov: Tensor
+    rest_s: Tensor
+    rest_t: Tensor
+    square_s: Tensor
+    square_t: Tensor
+
+    def add(self, cov: Tensor, rest_s: Tensor, rest_t: Tensor, square_s: Tensor, square_t: Tensor) -> _Sums:
+        """With another block's, in place; `cov` is the sum already."""
+        sides = self.rest_s.add_(rest_s), self.rest_t.add_(rest_t), self.square_s.add_(square_s)
+        return _Sums(cov, *sides, self.square_t.add_(square_t))
+
+
+def _shares(
+    n: int, batch: int, weights: Sequence[Tensor] | None, dtype: torch.dtype, like: Tensor
+) -> tuple[float | Tensor, Tensor | None, Tensor]:
     """What each sample's part of a mean is: a number, or (B, n); where it counts (B, n), or None; the counts (B,)."""
     if weights is None:
         return 1.0 / max(n, 1), None, torch.full((batch,), float(n), dtype=dtype, device=like.device)
@@ -175,10 +194,6 @@ def _total(x: Tensor, share: float | Tensor, rows: slice, dtype: torch.dtype) ->
     if isinstance(share, float):
         return x.sum(1, dtype=dtype).mul_(share)
     return torch.bmm(share[:, None, rows], x)[:, 0]
-
-
-def _plus(total: Tensor | None, part: Tensor) -> Tensor:
-    return part if total is None else total.add_(part)
 
 
 def attach(

@@ -58,10 +58,7 @@ def _index(part: Tensor | tuple[Tensor, ...] | None, index: Any) -> Any:
 
 @dataclass
 class Solution:
-    """Plan (B, m, n), potentials f (B, m), g (B, n), L1 error of the columns, iterations, converged (B,).
-
-    Who has them at hand gives epsilon, <P, M> and the value (B,), too.
-    """
+    """Plan (B, m, n), potentials f (B, m), g (B, n), L1 error of the columns, iterations, converged (B,)."""
 
     plan: Tensor
     f: Tensor
@@ -69,9 +66,15 @@ class Solution:
     error: Tensor
     iterations: Tensor
     converged: Tensor
-    epsilon: Tensor | None = None
-    cost: Tensor | None = None
-    value: Tensor | None = None
+
+
+@dataclass
+class ValuedSolution(Solution):
+    """With <P, M> and the value (B,), and epsilon (B,) where the method has one."""
+
+    cost: Tensor
+    value: Tensor
+    epsilon: Tensor | None
 
 
 @dataclass

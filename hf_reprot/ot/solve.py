@@ -10,13 +10,13 @@ from torch import Tensor
 from ..utils.messages import check_choice
 from . import kernels
 from .gradients import with_envelope_gradient
-from .result import Limits, OTResult, Solution
+from .result import Limits, OTResult, Solution, ValuedSolution
 from .solvers.controls import CONTROLS, control_plan
 from .solvers.exact import exact
 from .solvers.kernel import dual_value, inner, mean_cost, on_host, without_traces
 from .solvers.proximal import proximal
 from .solvers.sinkhorn_device import sinkhorn_device
-from .solvers.sinkhorn_host import many_small, sinkhorn_host
+from .solvers.sinkhorn_host import many_small, sinkhorn_host, sinkhorn_pairs
 from .solvers.units import unit_of
 
 SOLVED = ("sinkhorn", "proximal", "exact")
@@ -114,7 +114,7 @@ def solve(
         with torch.no_grad():
             relative = DEFAULT_RELATIVE_EPSILON[method] if relative_epsilon is None else relative_epsilon
             given = None if epsilon is None else _absolute(epsilon, batch, matrix)
-            solution = sinkhorn_host(matrix, a, b, given, limits, start, relative=relative)
+            solution = sinkhorn_pairs(matrix, a, b, given, limits, start, relative=relative)
     else:
         with torch.no_grad(), torch.autocast(device_type=matrix.device.type, enabled=False):
             settings = (batch, method, relative_epsilon, epsilon)
@@ -144,8 +144,8 @@ def solve(
     )
 
 
-def _solution(matrix: Tensor, a: Tensor, b: Tensor, settings, triton: bool, limits: Limits, start) -> Solution:
-    """The solution with all of its fields, by any method and on any device."""
+def _solution(matrix: Tensor, a: Tensor, b: Tensor, settings, triton: bool, limits: Limits, start) -> ValuedSolution:
+    """The solution and what it is worth, by any method and on any device."""
     batch, method, relative_epsilon, epsilon = settings
     unit = strength = None
     if method in CONTROLS:
@@ -162,14 +162,13 @@ def _solution(matrix: Tensor, a: Tensor, b: Tensor, settings, triton: bool, limi
             strength = _strength(matrix, a, b, batch, method, relative_epsilon, epsilon)
         solution = _iterate(method, triton, matrix, a, b, strength, limits, start)
     solution.plan = without_traces(solution.plan, a)
-    solution.epsilon, solution.cost = strength, inner(solution.plan, matrix)
-    is_dual = method == "sinkhorn"
-    solution.value = dual_value(solution.f, solution.g, a, b) if is_dual else solution.cost
-    if unit is not None:
-        for name in ("value", "cost", "epsilon"):
-            setattr(solution, name, getattr(solution, name) * unit)
+    cost = inner(solution.plan, matrix)
+    value = dual_value(solution.f, solution.g, a, b) if method == "sinkhorn" else cost
+    if unit is not None and strength is not None:
+        value, cost, strength = value * unit, cost * unit, strength * unit
         solution.f, solution.g = solution.f * unit[:, None], solution.g * unit[:, None]
-    return solution
+    s = solution
+    return ValuedSolution(s.plan, s.f, s.g, s.error, s.iterations, s.converged, cost, value, strength)
 
 
 def _iterate(method: str, triton: bool, matrix, a, b, strength, limits: Limits, start: Tensor | None) -> Solution:

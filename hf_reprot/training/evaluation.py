@@ -33,7 +33,8 @@ class _Rows:
     """Rows that come batch by batch, thinned out evenly so that about `most` stay of `total`."""
 
     def __init__(self, most: int):
-        self.most, self.seen, self.kept = most, 0, []
+        self.most, self.seen = most, 0
+        self.kept: list[tuple[Tensor, ...]] = []
 
     def add(self, rows: tuple[Tensor, ...], total: int | None) -> None:
         """Takes tables with the same rows; `total`: how many rows all batches have together, where that is known."""
@@ -191,12 +192,12 @@ class _Batches:
     def transport(self) -> float | None:
         """The transport term, weighted over the layer pairs as in training, on all samples as one batch."""
         term = self.trainer.transfer.find(TransportTerm)
-        tables = [rows.tables() for rows in self.neurons]
-        if term is None or not tables or any(table is None for table in tables):
+        tables = [table for rows in self.neurons if (table := rows.tables()) is not None]
+        if term is None or not tables or len(tables) < len(self.neurons):
             return None
         device = self.trainer.args.device
         with torch.no_grad():
-            return float(term.on([tuple(side.to(device) for side in table) for table in tables]))
+            return float(term.on([(student.to(device), teacher.to(device)) for student, teacher in tables]))
 
 
 def _closed(model: nn.Module) -> Taps:
@@ -210,7 +211,7 @@ def _classes(inputs: Mapping[str, Any], names: list[str], samples: int) -> Tenso
     """(n,) the class of every sample of a batch; None where it has none, or several."""
     found = next((inputs[name] for name in (*names, "labels") if isinstance(inputs.get(name), Tensor)), None)
     one = found is not None and found.shape == (samples,) and not found.is_floating_point()
-    return found.long() if one else None
+    return found.long() if found is not None and one else None
 
 
 def settle_best_metric(trainer: Any) -> None:

@@ -126,9 +126,8 @@ def run_sweeps(
     if extra:
         # Copies of the last column, of weight 0: they change nothing, and rows begin where wide loads may.
         even = _more(g, extra)
-        settings = {"tolerance": tolerance, "most": most, "growing": growing, "accelerate": accelerate, "small": small}
         wide = _more(matrix, extra), a, torch.nn.functional.pad(b, (0, extra)), f, even, inverse, growth
-        found = run_sweeps(*wide, **settings)
+        found = run_sweeps(*wide, tolerance=tolerance, most=most, growing=growing, accelerate=accelerate, small=small)
         g.copy_(even[..., :-extra])
         return found
     batch, m, n = matrix.shape

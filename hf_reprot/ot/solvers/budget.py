@@ -46,7 +46,7 @@ class Work:
 
     def enough(self, made: int, done: Tensor) -> bool:
         """Whether to stop after `made` sweeps."""
-        return bool(done.all()) if self.may_ask else made >= self.sweeps
+        return bool(done.all()) if self.sweeps is None else made >= self.sweeps
 
     def learn(self, iterations: Tensor, done: Tensor) -> None:
         """Keeps what this call needed, for later ones; a copy that nobody waits for."""

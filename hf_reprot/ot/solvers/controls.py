@@ -40,12 +40,12 @@ def _orders(m: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     key = m, n, device
     if key not in _known:
         generator = torch.Generator().manual_seed(_SEED)
-        orders = tuple(torch.randperm(size, generator=generator).to(device) for size in (m, n))
-        if type(orders[0]) is not Tensor:  # traced: of no use to a later call
-            return orders
+        rows, columns = (torch.randperm(size, generator=generator).to(device) for size in (m, n))
+        if type(rows) is not Tensor:  # traced: of no use to a later call
+            return rows, columns
         if len(_known) >= _KEPT:
             _known.clear()
-        _known[key] = orders
+        _known[key] = rows, columns
     return _known[key]
 
 

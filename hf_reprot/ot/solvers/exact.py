@@ -50,10 +50,10 @@ def exact(matrix: Tensor, a: Tensor, b: Tensor, limits: Limits) -> Solution:
     f, g = _tight(scaled, a64, b64, f, g)
     f, g = f * span[..., 0] + low[..., 0], g * span[..., 0]
     plan = plan.to(matrix)
-    error = (plan.sum(-2) - b).abs().sum(-1)
-    flags = torch.tensor(converged, device=matrix.device) & (error <= limits.tolerance)
+    off = (plan.sum(-2) - b).abs().sum(-1)
+    flags = torch.tensor(converged, device=matrix.device) & (off <= limits.tolerance)
     iterations = torch.zeros(len(plan), dtype=torch.long, device=matrix.device)
-    return Solution(plan, f.to(matrix), g.to(matrix), error, iterations, flags)
+    return Solution(plan, f.to(matrix), g.to(matrix), off, iterations, flags)
 
 
 def _tight(costs: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -152,13 +153,12 @@ class _Pair:
     def _start_cold(self) -> None:
         """Writes f - M into `out`, where f makes one entry of each row 0, and g so that f + g - M has a 0 in each
         column, too: no entry is above."""
-        top = None
+        highest = []
         for rows, costs, out, _ in self.blocks:
             least = costs.amin(1)
-            highest = torch.sub(least[:, None], costs, out=out).amax(0)
-            top = highest if top is None else torch.maximum(top, highest)
+            highest.append(torch.sub(least[:, None], costs, out=out).amax(0))
             self.f[rows] = least.numpy()
-        np.negative(top.numpy(), self.g)
+        np.negative(functools.reduce(torch.maximum, highest).numpy(), self.g)
         self.shift = torch.from_numpy(self.g * self.a.dtype.type(self.scale))
 
     def _start_warm(self) -> None:

@@ -49,7 +49,8 @@ def groups(matrices: Sequence[Tensor], method: str, *, pad: bool | None = None) 
 
 class _Group:
     def __init__(self, one: Tensor, members: list[int]):
-        self.kind, self.shape, self.largest = (one.device, one.dtype), one.shape, one.numel()
+        self.kind, self.largest = (one.device, one.dtype), one.numel()
+        self.shape = one.shape[0], one.shape[1]
         self.members, self.entries = list(members), len(members) * one.numel()
 
     def takes(self, one: Tensor, members: list[int]) -> bool:
@@ -85,7 +86,7 @@ def cat_padded(stacks: Sequence[Tensor]) -> Tensor:
     return torch.cat([_padded(stack, m, n) for stack in stacks])
 
 
-def cat_weights(weights: Sequence[Tensor | None], shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor | None:
+def cat_weights(weights: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], like: Tensor) -> Tensor | None:
     """`stack_weights` of stacks: (B_i, m_i) or None, where `shapes` are (B_i, m_i)."""
     most = max(size for _, size in shapes)
     if all(w is None for w in weights) and min(size for _, size in shapes) == most:

@@ -71,8 +71,9 @@ def proximal(
     key = (tuple(matrix.shape), matrix.dtype, matrix.device, limits.tolerance, limits.max_iterations)
     work = _budget.plan(key, _LOOK_EVERY, limits.max_iterations)
     block = _TorchBlock(matrix, a, b, beta) if kernels is None else kernels(matrix, a, b, beta)
-    best, made = None, 0
-    while made < limits.max_iterations:
+    best: Solution | None = None
+    made = 0
+    while True:
         steps = min(_LOOK_EVERY, limits.max_iterations - made)
         # Nothing holds the potentials of neurons without weight where they belong.
         g = torch.where(carries_b, g, _of_columns(matrix, f, carries_a))
@@ -86,7 +87,7 @@ def proximal(
         found = Solution(plan, f, g_of_plan, error, torch.full_like(sharpness, made).long(), arrived)
         best = found if best is None else _keep(best, done, found)
         done = done | arrived
-        if _over(work, made, done | ~torch.isfinite(error)):
+        if _over(work, made, done | ~torch.isfinite(error)) or made >= limits.max_iterations:
             break
         # A kernel sharpened before its marginals are right takes ever more sweeps to right them: those come first.
         sharpen = (error <= torch.where(sharpen > 0, 4 * limits.tolerance, limits.tolerance)).to(beta)

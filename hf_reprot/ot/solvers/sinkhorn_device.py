@@ -26,7 +26,8 @@ class Chunks:
 
     def __init__(self, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, f: Tensor, g: Tensor, limits: Limits):
         self.sweeps = Sweeps(matrix, a, b, epsilon, f, g, torch.empty_like(matrix), limits.accelerate)
-        self.sweeps.done = torch.zeros_like(self.sweeps.epsilon, dtype=torch.bool)
+        self.done = torch.zeros_like(self.sweeps.epsilon, dtype=torch.bool)
+        self.sweeps.done = self.done
         self.iterations = torch.zeros(epsilon.shape, dtype=torch.long, device=matrix.device)
         self.error = torch.full_like(epsilon, torch.inf)
         self.tolerance = limits.tolerance
@@ -41,9 +42,9 @@ class Chunks:
             if sweep:
                 sweeps.advance()
             sweeps.sweep()
-        self.iterations.add_(torch.where(sweeps.done[:, 0], 0, count))
+        self.iterations.add_(torch.where(self.done[:, 0], 0, count))
         self.error.copy_(sweeps.error())
-        sweeps.done.logical_or_((self.error <= self.tolerance)[:, None])
+        self.done.logical_or_((self.error <= self.tolerance)[:, None])
 
 
 def sinkhorn_device(
@@ -82,9 +83,9 @@ def run_chunks(chunks: Chunks, run: Callable[[int, bool], None], limits: Limits)
         count = min(CHUNK, limits.max_iterations - made)
         run(count, made == 0)
         made += count
-        if made >= limits.max_iterations or work.enough(made, sweeps.done):
+        if made >= limits.max_iterations or work.enough(made, chunks.done):
             break
-    work.learn(chunks.iterations, sweeps.done)
+    work.learn(chunks.iterations, chunks.done)
     f, g = sweeps.potentials()
     error = chunks.error
     solution = Solution(sweeps.plan(), f, g, error, chunks.iterations, error <= limits.tolerance)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..result import Limits, Solution
-from .kernel import dual_value, inner, starting_potentials, without_traces
+from ..result import Limits, Solution, ValuedSolution
+from .kernel import dual_value, inner, mean_cost, starting_potentials, without_traces
 from .one_pair import FIRST, LARGE, is_easy, sinkhorn_one
 from .sweeps import Sweeps, sinkhorn_log
 
@@ -35,30 +35,55 @@ def sinkhorn_host(
     Args:
         matrix: (B, m, n) contiguous, float32 or float64.
         a: (B, m). b: (B, n).
-        epsilon: (B,); None, except for many small pairs: `relative` times the mean cost.
+        epsilon: (B,); None: `relative` times the mean cost.
         limits: When to stop.
         g: (B, n) Potential to start from, in units of the cost.
         relative: See `epsilon`.
     """
-    if many_small(matrix):
-        found = Solution(torch.empty_like(matrix), *_start(matrix, a, b, epsilon, g), None, None, None)
-        failed = _together(found, matrix, a, b, epsilon, limits)
-        found.converged = found.error <= limits.tolerance
-    else:
-        found, failed = _one_by_one(matrix, a, b, epsilon, limits, g, relative)
+    if not many_small(matrix):
+        return sinkhorn_pairs(matrix, a, b, epsilon, limits, g, relative=relative)
+    epsilon = relative * mean_cost(matrix, a, b) if epsilon is None else epsilon
+    f, start = _start(matrix, a, b, epsilon, g)
+    iterations = torch.zeros(len(matrix), dtype=torch.long)
+    converged = torch.zeros(len(matrix), dtype=torch.bool)
+    found = Solution(torch.empty_like(matrix), f, start, torch.empty_like(epsilon), iterations, converged)
+    failed = _together(found, matrix, a, b, epsilon, limits)
+    found.converged = found.error <= limits.tolerance
     if failed:
         _try_again(found, torch.tensor(failed), matrix, a, b, epsilon, limits, g)
+    return found
+
+
+def sinkhorn_pairs(
+    matrix: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor | None,
+    limits: Limits,
+    g: Tensor | None = None,
+    *,
+    relative: float = 1.0,
+) -> ValuedSolution:
+    """`sinkhorn_host` pair by pair, with what the solutions are worth."""
+    found, strength, failed = _one_by_one(matrix, a, b, epsilon, limits, g, relative)
+    if failed:
+        pairs = torch.tensor(failed)
+        _try_again(found, pairs, matrix, a, b, strength if epsilon is None else epsilon, limits, g)
+        found.cost[pairs] = inner(found.plan[pairs], matrix[pairs])
+        found.value[pairs] = dual_value(found.f[pairs], found.g[pairs], a[pairs], b[pairs])
     return found
 
 
 def _start(matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor]:
     """Potentials f (B, m), g (B, n) to start from, in memory of their own: where each pair alone would."""
     if g is not None:
-        return tuple(x.clone() for x in starting_potentials(matrix, g))
+        f, g = starting_potentials(matrix, g)
+        return f.clone(), g.clone()
     plain = is_easy(matrix.abs().amax((-2, -1)), math.log2(math.e) / epsilon)
     if bool(plain.all()):
         return torch.zeros_like(a), torch.zeros_like(b)
-    return tuple(x.masked_fill(plain[:, None], 0) for x in starting_potentials(matrix, None))
+    f, g = starting_potentials(matrix, None)
+    return f.masked_fill(plain[:, None], 0), g.masked_fill(plain[:, None], 0)
 
 
 def many_small(matrix: Tensor) -> bool:
@@ -66,8 +91,10 @@ def many_small(matrix: Tensor) -> bool:
     return len(matrix) >= _MANY and matrix[0].numel() <= _SMALL
 
 
-def _one_by_one(matrix, a, b, epsilon, limits: Limits, g: Tensor | None, relative: float) -> tuple[Solution, list[int]]:
-    """The solution, and those pairs whose scalings overflowed."""
+def _one_by_one(
+    matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor | None, limits: Limits, g: Tensor | None, relative: float
+) -> tuple[ValuedSolution, Tensor, list[int]]:
+    """The solution, its epsilon (B,), and those pairs whose scalings overflowed."""
     plan, f = torch.empty_like(matrix), torch.empty_like(a)
     given = [None] * len(matrix) if epsilon is None else epsilon.tolist()
     if g is None:
@@ -80,15 +107,15 @@ def _one_by_one(matrix, a, b, epsilon, limits: Limits, g: Tensor | None, relativ
         for M, out, size, hot, row, column, f_one, g_one in zip(matrix, plan, given, warm, *sides, strict=True)
     ]
     errors, iterations, *numbers = zip(*solved, strict=True)
-    error, epsilon, cost, value = torch.tensor([errors, *numbers], dtype=matrix.dtype).unbind()
+    error, strength, cost, value = torch.tensor([errors, *numbers], dtype=matrix.dtype).unbind()
     converged = torch.tensor([e <= limits.tolerance for e in errors])
     failed = [pair for pair, e in enumerate(errors) if not math.isfinite(e)]
-    return Solution(plan, f, g, error, torch.tensor(iterations), converged, epsilon, cost, value), failed
+    made = torch.tensor(iterations)
+    return ValuedSolution(plan, f, g, error, made, converged, cost, value, strength), strength, failed
 
 
 def _together(found: Solution, matrix: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, limits: Limits) -> list[int]:
     """As `_one_by_one`, in sweeps of all pairs."""
-    found.error, found.iterations = torch.empty_like(epsilon), torch.zeros(len(matrix), dtype=torch.long)
     sweeps = Sweeps(matrix, a, b, epsilon, found.f, found.g, found.plan, limits.accelerate)
     pairs = list(range(len(matrix)))  # of the whole batch, that `sweeps` still holds
     open_pairs, failed, made = set(pairs), [], 0
@@ -136,9 +163,17 @@ def _leave(sweeps: Sweeps, pairs: list[int], stay: set[int], found: Solution) ->
     return rest, [pairs[place] for place in staying]
 
 
-def _try_again(found: Solution, failed: Tensor, matrix, a, b, epsilon, limits: Limits, g: Tensor | None) -> None:
+def _try_again(
+    found: Solution,
+    failed: Tensor,
+    matrix: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    limits: Limits,
+    g: Tensor | None,
+) -> None:
     """Solves pairs whose scalings overflowed in a safer way, and writes them into the solution."""
-    epsilon = found.epsilon if epsilon is None else epsilon
     problem = matrix[failed], a[failed], b[failed], epsilon[failed]
     if limits.accelerate or g is not None:
         again = sinkhorn_host(*problem, replace(limits, accelerate=False))
@@ -147,9 +182,6 @@ def _try_again(found: Solution, failed: Tensor, matrix, a, b, epsilon, limits: L
     again.plan = without_traces(again.plan, a[failed])
     for name in ("plan", "f", "g", "error", "iterations", "converged"):
         getattr(found, name)[failed] = getattr(again, name)
-    if found.cost is not None:
-        found.cost[failed] = inner(again.plan, matrix[failed])
-        found.value[failed] = dual_value(again.f, again.g, a[failed], b[failed])
 
 
 def _extreme(scaling: Tensor) -> bool:
