@@ -1,4 +1,4 @@
-"""The shape of the package: imports point down, and its core works alone."""
+"""The shape of the package: imports point down, its core works alone, lint and types are clean."""
 
 import ast
 import subprocess
@@ -67,3 +67,9 @@ def test_the_trainer_imports_nothing_experimental():
     script = "import sys, hf_reprot.trainer; print([m for m in sys.modules if m.startswith('hf_reprot.experimental')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("tool", ["ruff check --no-cache", "ruff format --no-cache --check", "mypy"])
+def test_lint_format_and_types_are_clean(tool):
+    done = subprocess.run([sys.executable, "-m", *tool.split()], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -58,7 +58,7 @@ def _loaded(source: str, processing_class: Any, args: OTTransferConfig, train: A
     found = find_columns(train, args.image_column, args.label_column) if train is not None else None
     problem = problem_of(found) if found is not None else None
     head = True if args.task_weight > 0 or args.kd_weight > 0 else None
-    options = {} if problem is None else {"problem_type": problem}
+    options: dict[str, Any] = {} if problem is None else {"problem_type": problem}
     student = load_student(source, None if found is None else _classes(found, train), head=head, **options)
     if processing_class is None and found is not None:
         processing_class = image_processor_of(source)
