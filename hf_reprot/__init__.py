@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .models.teacher import Teacher
     from .trainer import OTTransferTrainer
 
+__version__ = "0.2.0.dev0"
+
 _HOMES = {
     "FeatureReplayCallback": "experimental.latent.replay",
     "GaussianTransport": "losses",

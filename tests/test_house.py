@@ -1,11 +1,16 @@
 """The shape of the package: imports point down, its core works alone, lint and types are clean."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+import hf_reprot
 
 ROOT = Path(__file__).parents[1] / "hf_reprot"
 # From the top. A room may import those below it, and its own modules.
@@ -73,3 +78,15 @@ def test_the_trainer_imports_nothing_experimental():
 def test_lint_format_and_types_are_clean(tool):
     done = subprocess.run([sys.executable, "-m", *tool.split()], cwd=ROOT.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_is_one_version():
+    """The package's own; pyproject.toml takes it from there, and the change log names the release that it leads to."""
+    root = ROOT.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+    assert settings["project"]["dynamic"] == ["version"]
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "hf_reprot.__version__"}
+    assert yaml.safe_load((root / "CITATION.cff").read_text("utf-8"))["version"] == hf_reprot.__version__
+    newest = re.search(r"^## \[(.+)\]", (root / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert hf_reprot.__version__.split(".dev")[0] == newest[1]
