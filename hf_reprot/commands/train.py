@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -178,6 +179,12 @@ class RunResult:
     metrics: dict[str, float]
     folder: Path
 
+    def next_step(self) -> str | None:
+        """The command that shares the student; None where the run has pushed it."""
+        if self.trainer.args.push_to_hub:
+            return None
+        return shlex.join(["hf-reprot", "push", str(self.folder), f"YOUR_NAME/{self.folder.resolve().name}"])
+
 
 @dataclass
 class Prepared:
@@ -265,7 +272,7 @@ def _metrics(prepared: Prepared) -> Any:
 
 
 def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
-    """Trains, evaluates, saves and, where asked, pushes."""
+    """Trains, evaluates, saves the student with its card and, where asked, pushes."""
     prepared = prepare(recipe, config)
     trainer = _trainer(recipe, config, prepared)
     trainer.train(resume_from_checkpoint=_where_to_resume(config))
@@ -280,6 +287,7 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
         trainer.push_to_hub()
     else:
         trainer.save_model()
+        trainer.create_model_card()
     return RunResult(trainer, metrics, Path(str(config.output_dir)))
 
 
