@@ -86,6 +86,11 @@ class OTTransferConfig(TrainingArguments):
         student_dtype: None: float32 where weights come in half precision; "auto": as they are; "bfloat16", "float16".
         teacher_model_init_kwargs: Keyword arguments for `from_pretrained` of a teacher given by name.
         teacher_dtype: Data type in which a teacher is loaded.
+        teacher_image_size: Side of the images that teachers see, in pixels, or "auto": the size at which a teacher's
+            last layer with positions has as many as the student's. Left out: their own where they have one, else the
+            student's. A teacher's own `image_size` goes before it.
+        teacher_compile: Backend of `torch.compile` for the teachers ("inductor"; True means this one).
+        teacher_offload: Keep teachers on the CPU, and bring each to the device only while it runs.
         teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
 
     > Parameters that say what the data are and what is measured on them
@@ -233,6 +238,11 @@ class OTTransferConfig(TrainingArguments):
         None, "Keyword arguments for from_pretrained of a teacher given by name (JSON on the command line)."
     )
     teacher_dtype: str | None = _setting(None, 'Data type to load teachers in, such as "bfloat16".')
+    teacher_image_size: int | str | None = _setting(
+        None, 'Side of the images that teachers see, in pixels, or "auto": so that both grids are equal.'
+    )
+    teacher_compile: str | None = _setting(None, 'Compile teachers with this backend of torch.compile ("inductor").')
+    teacher_offload: bool = _setting(False, "Keep teachers on the CPU, and on the device only while they run.")
     teacher_sharded: bool = _setting(
         False, "Shard each teacher's weights over all processes; every forward pass gathers them block by block."
     )
@@ -280,8 +290,18 @@ class OTTransferConfig(TrainingArguments):
         self._check_baselines()
         combinations.check_together(self)
         check_choice("student_dtype", "auto" if self.student_dtype is None else self.student_dtype, STUDENT_DTYPES)
+        self._settle_teachers()
         if not any(map(self.takes_part, weights := weights_of_terms(type(self)))):
             raise ValueError(f"no term takes part ({', '.join(weights)}): nothing to learn from is left")
+
+    def _settle_teachers(self) -> None:
+        size: Any = self.teacher_image_size
+        number = int(size) if str(size).isdecimal() and not isinstance(size, bool) else 0
+        if size not in (None, "auto") and number < 1:
+            raise ValueError(f'teacher_image_size must be a number of pixels or "auto", got {size!r}')
+        self.teacher_image_size = number or size
+        said = {"true": "inductor", "false": None, "none": None}
+        self.teacher_compile = said.get(str(self.teacher_compile).lower(), self.teacher_compile)
 
     def _check_number(self, name: str, *, low: float, open_low: bool = False) -> None:
         value = getattr(self, name)

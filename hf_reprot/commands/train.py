@@ -51,7 +51,8 @@ class Recipe:
     teacher: list[str] = _setting(
         [],
         "One or several teachers: hub ids (org/name@revision) or folders, or mappings (JSON on the command line) of "
-        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, license.",
+        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, image_size, "
+        "license.",
     )
     teacher_features: list[str] = _setting(
         [],
@@ -155,6 +156,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     types = get_type_hints(Recipe) | get_type_hints(OTTransferConfig)
     # One name stands for a list of one, and a layer pair may be a mapping.
     types |= {"layer_pairs": str | dict | list, "student_model_args": str | dict | None}
+    types |= {"teacher_compile": str | bool | None}
     types["teacher"] = list[str | dict] | dict
     # transformers takes more than it says
     types |= dict.fromkeys(("fsdp", "resume_from_checkpoint"), str | bool | None)

@@ -227,6 +227,12 @@ class Teacher:
         """Data type of its weights."""
         return next((p.dtype for p in self._model.parameters() if p.is_floating_point()), torch.float32)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        first = next(self._model.parameters(), None)
+        return self._parking.device if self._parking else first.device if first is not None else torch.device("cpu")
+
     def __repr__(self) -> str:
         revision = f"@{self.revision[:8]}" if self.revision else ""
         return f"Teacher({self.title}{revision})"
@@ -242,8 +248,8 @@ class Teacher:
             self._parking or contextlib.nullcontext(),
             torch.no_grad(),
         ):  # not inference mode: what taps record here becomes a constant of an autograd function
-            names, _ = forward_parameters(model)
-            if set(inputs) <= set(names) or _takes_any(model):
+            names, anything = forward_parameters(model)
+            if set(inputs) <= set(names) or anything:
                 outputs = model(**inputs)
             else:
                 outputs = model(*inputs.values())
@@ -382,10 +388,6 @@ class Teacher:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.to(self.dtype)
         return value
-
-
-def _takes_any(model: nn.Module) -> bool:
-    return forward_parameters(model)[1]
 
 
 def _logits(outputs: Any, model: nn.Module) -> Tensor | None:

@@ -106,6 +106,8 @@ def accept_image_size(model: nn.Module, size: tuple[int, int], title: str) -> di
     refusal = f"the teacher {title} cannot see images of {_words(size)} pixels: "
     if min(size) < 1:
         raise ValueError(f"{refusal}a size is above 0")
+    if getattr(model, "main_input_name", None) == "input_ids":
+        raise ValueError(f"{refusal}it reads text")
     side = _patch_side(model)
     if side is not None and any(length % side for length in size):
         near = sorted({side * max(1, n) for length in size for n in (length // side, -(-length // side))})
@@ -154,23 +156,22 @@ class Parking:
     """
 
     def __init__(self, model: nn.Module, device: torch.device):
-        self.device = torch.device(device)
-        model.to("cpu")
-        self._held = [*model.parameters(), *model.buffers()]
-        pinned = self.device.type == "cuda"
-        self._home = [held.data.pin_memory() if pinned else held.data for held in self._held]
-        self._park()
+        self.model, self.device = model.to("cpu"), device
+        if device.type == "cuda":
+            for held in self._tensors():
+                held.data = held.data.pin_memory()
 
-    def _park(self) -> None:
-        for held, home in zip(self._held, self._home, strict=True):
-            held.data = home
+    def _tensors(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
 
     def __enter__(self) -> None:
-        for held, home in zip(self._held, self._home, strict=True):
+        self._home = [(held, held.data) for held in self._tensors()]
+        for held, home in self._home:
             held.data = home.to(self.device, non_blocking=True, copy=True)
 
     def __exit__(self, *_: object) -> None:
-        self._park()
+        for held, home in self._home:
+            held.data = home
 
 
 def without_padding(inputs: Mapping[str, Any]) -> dict[str, Any]:
