@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .data.settings import DataSettings
 from .losses import combinations
 from .losses.baselines import FEATURE_LOSSES
 from .losses.gaussian import TEACHER_MASS
 from .losses.transport import DEAD_NEURONS
-from .models.precision import STUDENT_DTYPES
+from .models.settings import ModelSettings
 from .utils.messages import check_choice
 from .utils.settings import setting as _setting
 from .utils.settings import weight_counts, weights_of_terms
@@ -24,7 +25,7 @@ SELECT_BY = ("task", "transport")
 
 
 @dataclass
-class OTTransferConfig(TrainingArguments):
+class OTTransferConfig(DataSettings, ModelSettings, TrainingArguments):
     """Settings of `OTTransferTrainer`: those of `transformers.TrainingArguments`, and the ones below.
 
     The loss of a step is
@@ -83,14 +84,12 @@ class OTTransferConfig(TrainingArguments):
 
     > Parameters that control the student and the teacher
 
+        ema_decay: d of average <- d * average + (1 - d) * weights after each step, from the weights after the first one
+            (`torch.optim.swa_utils.AveragedModel`, buffers as well). The average is what is evaluated, saved and
+            pushed, and the student when training is over. None: no average.
         student_dtype: None: float32 where weights come in half precision; "auto": as they are; "bfloat16", "float16".
         teacher_model_init_kwargs: Keyword arguments for `from_pretrained` of a teacher given by name.
         teacher_dtype: Data type in which a teacher is loaded.
-        teacher_image_size: Side of the images that teachers see, in pixels, or "auto": the size at which a teacher's
-            last layer with positions has as many as the student's. Left out: their own where they have one, else the
-            student's. A teacher's own `image_size` goes before it.
-        teacher_compile: Backend of `torch.compile` for the teachers ("inductor"; True means this one).
-        teacher_offload: Keep teachers on the CPU, and bring each to the device only while it runs.
         teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
 
     > Parameters that say what the data are and what is measured on them
@@ -100,6 +99,9 @@ class OTTransferConfig(TrainingArguments):
 
         image_column, label_column: Columns of the raw images and of their labels; default: found by name and type
             (`hf_reprot.data.dataset_columns.find_columns`).
+        augmentation: As in `hf_reprot.data.ImageCollator`, which takes callables, too; left out: none.
+        mixup_alpha, cutmix_alpha: torchvision's `MixUp` and `CutMix` of each batch in training: labels and teachers see
+            the mixed images. Both above 0: one of the two, drawn for each batch.
     """
 
     task_weight: float = _setting(
@@ -231,39 +233,16 @@ class OTTransferConfig(TrainingArguments):
     )
 
     logging_steps: float = _setting(10, "Steps between two lines of the log; below 1: a share of all steps.")
-    student_dtype: str | None = _setting(
-        None, 'Data type to train in; left out: float32 if it is half; "auto": its own.'
-    )
-    teacher_model_init_kwargs: dict | str | None = _setting(
-        None, "Keyword arguments for from_pretrained of a teacher given by name (JSON on the command line)."
-    )
-    teacher_dtype: str | None = _setting(None, 'Data type to load teachers in, such as "bfloat16".')
-    teacher_image_size: int | str | None = _setting(
-        None, 'Side of the images that teachers see, in pixels, or "auto": so that both grids are equal.'
-    )
-    teacher_compile: str | None = _setting(None, 'Compile teachers with this backend of torch.compile ("inductor").')
-    teacher_offload: bool = _setting(False, "Keep teachers on the CPU, and on the device only while they run.")
-    teacher_sharded: bool = _setting(
-        False, "Shard each teacher's weights over all processes; every forward pass gathers them block by block."
-    )
-
     evaluate_representation: bool | None = _setting(
         None, "In evaluation, measure the representation: transport, k-NN, linear probe; left out: if task_weight is 0."
     )
-    image_column: str | None = _setting(
-        None, "Column of the images; default: the one of type Image, usual names (image, img, jpg, ...) first."
-    )
-    label_column: str | None = _setting(
-        None,
-        "Column of the labels; default: the first with a usual name (label, labels, class, target, fine_label, ...) "
-        "and a type of labels, or else the only one of type ClassLabel.",
-    )
-
     # A list-valued field that a string may stand for, as in `layer_pairs="last"`.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_data_settings()
+        self.check_model_settings()
         if isinstance(self.layer_pairs, str | dict):
             self.layer_pairs = [self.layer_pairs]
         if not self.layer_pairs:
@@ -289,19 +268,8 @@ class OTTransferConfig(TrainingArguments):
         check_choice("select_by", self.select_by, SELECT_BY)
         self._check_baselines()
         combinations.check_together(self)
-        check_choice("student_dtype", "auto" if self.student_dtype is None else self.student_dtype, STUDENT_DTYPES)
-        self._settle_teachers()
         if not any(map(self.takes_part, weights := weights_of_terms(type(self)))):
             raise ValueError(f"no term takes part ({', '.join(weights)}): nothing to learn from is left")
-
-    def _settle_teachers(self) -> None:
-        size: Any = self.teacher_image_size
-        number = int(size) if str(size).isdecimal() and not isinstance(size, bool) else 0
-        if size not in (None, "auto") and number < 1:
-            raise ValueError(f'teacher_image_size must be a number of pixels or "auto", got {size!r}')
-        self.teacher_image_size = number or size
-        said = {"true": "inductor", "false": None, "none": None}
-        self.teacher_compile = said.get(str(self.teacher_compile).lower(), self.teacher_compile)
 
     def _check_number(self, name: str, *, low: float, open_low: bool = False) -> None:
         value = getattr(self, name)
@@ -372,7 +340,9 @@ class OTTransferConfig(TrainingArguments):
     def transfer_fields(cls) -> list[str]:
         """Names of the settings that this class adds to `TrainingArguments`."""
         inherited = {f.name for f in fields(TrainingArguments)}
-        return [f.name for f in fields(cls) if f.name not in inherited]
+        own = [f.name for f in fields(cls) if f.name not in inherited]
+        grouped = [f.name for group in (ModelSettings, DataSettings) for f in fields(group)]
+        return [*(name for name in own if name not in grouped), *grouped]
 
     def transfer_settings(self) -> dict[str, Any]:
         """The settings that this class adds, by name: what a card or a log shows of a run."""

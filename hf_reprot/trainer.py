@@ -20,10 +20,12 @@ from .cache.teacher import CachedTeacher
 from .config import OTTransferConfig
 from .data.collator import AugmentationEpoch
 from .data.columns import columns_of_student
+from .data.mixing import MIXED
 from .data.preprocessing import Preprocessing
 from .data.seeding import ReadingSeeds, warn_of_streams
 from .features.architecture import head_paths
 from .models.precision import in_training_precision
+from .models.sharding import place_teachers
 from .models.student import as_student
 from .models.teacher import Teacher
 from .training.adapters import check_head, still_modules
@@ -33,16 +35,16 @@ from .training.callback import TransferCallback
 from .training.checkpoint_files import check_writable
 from .training.checks import check_batch_size, check_launch, check_pairs, explained_single_samples, settle_ot_weight
 from .training.classes import ClassNames
-from .training.collating import check_not_empty, columns_in_words, default_collator
+from .training.collating import check_not_empty, collator_of_run, missing_labels
 from .training.data_trainer import DataTrainer
 from .training.default_metrics import settle_default_metrics
 from .training.evaluation import RepresentationEvaluation, settle_best_metric
 from .training.given_student import given_student
+from .training.mixed import check_mixing, task_loss, with_plain_name
 from .training.non_finite import GradientGuard
 from .training.objective import TransferObjective, logits_of
 from .training.session import TrainingSession
 from .training.shares import Reads, Shares, of_share
-from .training.teacher_images import ready_teachers
 from .training.teacher_logits import class_notes
 from .training.teachers import load_teachers, pairs_of_teachers
 from .training.terms.base import Batch, TrainingLoop
@@ -67,9 +69,9 @@ class OTTransferTrainer(DataTrainer):
             PEFT model, or an image classifier's name ("org/name", a folder), loaded with a head for the data's classes.
         teacher_model: Where the representation comes from: a hub id ("org/name", "org/name@revision", "timm/name"), a
             local folder, an `nn.Module`, a `Teacher`, or a list of these (several teachers: see below). Also a mapping
-            {id, weight, classes, layers, samples, dtype, preprocessing, resize, image_size, license}. May be left out
-            where no term reads it (`ot_weight`, `kd_weight` and `delta_weight` are 0, no `feature_loss`). It is frozen,
-            kept in evaluation mode and never saved.
+            {id, weight, classes, layers, samples, dtype, preprocessing, resize, license}. May be left out where no
+            term reads it (`ot_weight`, `kd_weight` and `delta_weight` are 0, no `feature_loss`). It is frozen, kept in
+            evaluation mode and never saved.
         args: The settings.
         data_collator: As in `Trainer`. Left out, and with an image processor as `processing_class`, images become
             `pixel_values` by `ImageCollator`; with a tokenizer, `teacher_input_ids` and the like are padded, too.
@@ -151,10 +153,9 @@ class OTTransferTrainer(DataTrainer):
         if model is not None:
             model = in_training_precision(as_student(model), args.student_dtype)
         check_not_empty(train_dataset=train_dataset, eval_dataset=eval_dataset)
-        if data_collator is None:
-            own_loss = kwargs.get("compute_loss_func") is not None
-            about = (args, model, self.teachers, train_dataset, eval_dataset)
-            data_collator = default_collator(processing_class, *about, own_loss=own_loss)
+        own_loss = kwargs.get("compute_loss_func") is not None
+        about = (args, model, self.teachers, train_dataset, eval_dataset)
+        data_collator = collator_of_run(data_collator, processing_class, *about, own_loss=own_loss)
         super().__init__(
             model=model,
             args=args,
@@ -174,7 +175,7 @@ class OTTransferTrainer(DataTrainer):
             or Preprocessing.of(getattr(self.data_collator, "processor", None))
             or Preprocessing.size_of(self.student())  # who prepared the images did not say how
         )
-        ready_teachers(self)
+        place_teachers(self)
         self.shares = Shares(self.accelerator, self.label_names, args.device)
         self.add_callback(TransferCallback(self))
         self.seeds = ReadingSeeds(args.seed if args.data_seed is None else args.data_seed)
@@ -221,6 +222,7 @@ class OTTransferTrainer(DataTrainer):
         if args.kd_weight > 0:
             for note in class_notes(student, self.teachers):
                 self.classes.note(note)
+        check_mixing(args, student, self.teachers, self.transfer.known_classes, self.compute_loss_func)
         widths = [] if self.is_sharded else check_pairs(self.transfer, args.device)
         with torch.random.fork_rng():  # the order of the data does not depend on which terms have modules
             torch.manual_seed(args.seed)
@@ -248,7 +250,7 @@ class OTTransferTrainer(DataTrainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         shifts = bool(getattr(self, "_loss_shifts_labels", False))
         counted = self.shares.take(batches, self.student(), shifts_labels=shifts)
-        if counted is not None and items is not None:
+        if counted is not None and (items is not None or self.args.mixes):
             items = self._get_num_items_in_batch(counted, device)
         return batches, items
 
@@ -284,19 +286,15 @@ class OTTransferTrainer(DataTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _task_loss(self, model, inputs: Mapping[str, Any], items: Any = None) -> tuple[Tensor | None, Any]:
-        labels = [name for name in self.label_names if inputs.get(name) is not None]
+        labels = [name for name in (*self.label_names, MIXED) if inputs.get(name) is not None]
         if self.args.task_weight == 0:
             return None, model(**without_labels(inputs, self.label_names))
         if not labels and not self.can_return_loss:
-            raise ValueError(
-                f"task_weight is {self.args.task_weight} but the batch has no labels (columns of the batch: "
-                f"{', '.join(inputs)}; labels are looked for in: {', '.join(self.label_names)}; the data set: "
-                f"{columns_in_words(self.train_dataset)}). Give labels, or set task_weight=0 to train on the teacher "
-                "alone"
-            )
+            raise missing_labels(self.args.task_weight, inputs, self.label_names, self.train_dataset)
         if self.compute_loss_func is not None:
-            return self._custom_loss(model, dict(inputs), items)
-        loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True, num_items_in_batch=None)
+            return self._custom_loss(model, with_plain_name(inputs), items)
+        stock = functools.partial(super().compute_loss, return_outputs=True, num_items_in_batch=None)
+        loss, outputs = task_loss(stock, model, inputs, self.args.label_smoothing_factor)
         return of_share(loss, self.shares.present.items), outputs
 
     def _custom_loss(self, model, inputs: dict[str, Any], items: Any) -> tuple[Tensor, Any]:

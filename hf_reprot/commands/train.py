@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -51,8 +50,7 @@ class Recipe:
     teacher: list[str] = _setting(
         [],
         "One or several teachers: hub ids (org/name@revision) or folders, or mappings (JSON on the command line) of "
-        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, image_size, "
-        "license.",
+        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, license.",
     )
     teacher_features: list[str] = _setting(
         [],
@@ -80,7 +78,6 @@ class Recipe:
     head_samples: int | None = _setting(
         None, "Maximum number of those samples to fit the head to, balanced over the classes."
     )
-    augmentation: str = _setting("flip", 'Augmentation in training: "none", "flip" or "crop+flip".')
     image_size: int | None = _setting(None, "Image height and width of a new timm student.")
     student_head: bool | None = _setting(
         None,
@@ -140,8 +137,8 @@ def _legal() -> list[str]:
 def print_help(console: Console) -> None:
     """The settings of a recipe and of the transfer, with their defaults."""
     console.print("hf-reprot train [RECIPE.yaml] [--processes N] [--setting value ...]\n")
-    added = set(OTTransferConfig.transfer_fields())
-    groups = {"models and data": fields(Recipe), "transfer": [f for f in fields(OTTransferConfig) if f.name in added]}
+    own = {f.name: f for f in fields(OTTransferConfig)}
+    groups = {"models and data": fields(Recipe), "transfer": [own[name] for name in OTTransferConfig.transfer_fields()]}
     for title, members in groups.items():
         table = Table("setting", "default", "what it is", title=title, title_justify="left")
         for f in members:
@@ -156,7 +153,6 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     types = get_type_hints(Recipe) | get_type_hints(OTTransferConfig)
     # One name stands for a list of one, and a layer pair may be a mapping.
     types |= {"layer_pairs": str | dict | list, "student_model_args": str | dict | None}
-    types |= {"teacher_compile": str | bool | None}
     types["teacher"] = list[str | dict] | dict
     # transformers takes more than it says
     types |= dict.fromkeys(("fsdp", "resume_from_checkpoint"), str | bool | None)
@@ -180,12 +176,6 @@ class RunResult:
     trainer: OTTransferTrainer
     metrics: dict[str, float]
     folder: Path
-
-    def next_step(self) -> str | None:
-        """The command that shares the student; None where the run has pushed it."""
-        if self.trainer.args.push_to_hub:
-            return None
-        return shlex.join(["hf-reprot", "push", str(self.folder), f"YOUR_NAME/{self.folder.resolve().name}"])
 
 
 @dataclass
@@ -215,6 +205,7 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
         ValueError: data, a split or a student that do not exist or do not fit.
     """
     set_seed(config.seed)
+    config.augmentation = config.augmentation or "flip"
     data = load_image_dataset(
         _given("dataset", recipe.dataset),
         config=recipe.dataset_config,
@@ -243,7 +234,7 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
         evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
     student, processor = student_and_processor(recipe, names, problem_of(labels), needs_head=needs_head)
     check_head(recipe, student)
-    collator = collator_for_images(processor, config, student, train, evaluation, augmentation=recipe.augmentation)
+    collator = collator_for_images(processor, config, student, train, evaluation)
     names = None if is_headless(student) else names
     return Prepared(student, processor, collator, train, evaluation, names, labelled)
 
@@ -274,7 +265,7 @@ def _metrics(prepared: Prepared) -> Any:
 
 
 def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
-    """Trains, evaluates, saves the student with its card and, where asked, pushes."""
+    """Trains, evaluates, saves and, where asked, pushes."""
     prepared = prepare(recipe, config)
     trainer = _trainer(recipe, config, prepared)
     trainer.train(resume_from_checkpoint=_where_to_resume(config))
@@ -289,7 +280,6 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
         trainer.push_to_hub()
     else:
         trainer.save_model()
-        trainer.create_model_card()
     return RunResult(trainer, metrics, Path(str(config.output_dir)))
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from PIL import Image as PILImage
 from transformers import BaseImageProcessor, TrainerCallback
 
-from ..utils.messages import check_choice
+from .augmentation import PLAIN, Augmentation
 from .columns import TEACHER_PREFIX
-from .images import fingerprint, open_image, random_crop
+from .images import fingerprint, open_image
 from .label_reader import LabelReader, is_missing
 from .preprocessing import takes_grey
-
-AUGMENTATIONS = ("none", "flip", "crop+flip")
+from .seeding import seeded
 
 
 class ImageCollator:
@@ -32,8 +32,11 @@ class ImageCollator:
 
     Args:
         processor: The image processor of the student.
-        augmentation: "none"; "flip": half of the images are mirrored left to right; "crop+flip": also, a random part
-            with half of the area or more takes the place of the image.
+        augmentation: Names joined by "+", as in "random-resized-crop+flip+randaugment": "flip" (half of the images are
+            mirrored left to right), "crop" (a random part with half of the area or more takes the place of the image),
+            and torchvision's "random-resized-crop", "randaugment", "trivialaugment", "autoaugment", "augmix",
+            "color-jitter" and "random-erasing"; or a callable of one image, such as a transform of
+            `torchvision.transforms.v2` (see `Augmentation`); or "none".
         image_column: Column of the images: PIL images of any mode, encoded images ({"bytes", "path"}) or arrays.
         label_column: Column of the labels; None for a data set without.
         read_labels: What makes a tensor of the labels (see `hf_reprot.data.labels.read_labels`); None: integers
@@ -52,19 +55,23 @@ class ImageCollator:
     def __init__(
         self,
         processor: BaseImageProcessor,
-        augmentation: str = "none",
+        augmentation: str | Callable[[Any], Any] = PLAIN,
         image_column: str = "image",
         label_column: str | None = "label",
         read_labels: LabelReader | None = None,
     ):
-        check_choice("augmentation", augmentation, AUGMENTATIONS)
         self.processor = processor
-        self.augmentation = augmentation
+        self._augmentation = Augmentation(augmentation, processor)
         self.image_column = image_column
         self.label_column = label_column
         self.read_labels = read_labels
         self.mode = "L" if takes_grey(processor) else "RGB"
         self._epoch: torch.Tensor | None = None
+
+    @property
+    def augmentation(self) -> str:
+        """What happens to images in training: names joined by "+"."""
+        return self._augmentation.name
 
     @property
     def input_columns(self) -> tuple[str | None, str | None]:
@@ -74,7 +81,7 @@ class ImageCollator:
     def for_evaluation(self) -> ImageCollator:
         """The same without augmentation."""
         plain = copy.copy(self)
-        plain.augmentation = "none"
+        plain._augmentation = Augmentation(PLAIN, self.processor)
         return plain
 
     def reading(
@@ -99,20 +106,14 @@ class ImageCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any] | tuple[Any, Any]]) -> dict[str, Any]:
         examples = [self._named(row) for row in rows]
-        if self.augmentation != "none" and "teacher_pixel_values" in examples[0]:
+        change = self._augmentation
+        if change.changes and "teacher_pixel_values" in examples[0]:
             raise ValueError(
                 f"augmentation {self.augmentation!r} changes the student's images but not the column "
                 "teacher_pixel_values: leave that column out, or set augmentation='none'"
             )
         images = [self._image(row, i) for i, row in enumerate(examples)]
-        generators = [self._generator(image) for image in images] if self.augmentation != "none" else []
-        if self.augmentation == "crop+flip":
-            images = [random_crop(image, g) for image, g in zip(images, generators, strict=True)]
-        batch = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
-        if self.augmentation != "none":
-            mirrored = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators])
-            pixels = batch["pixel_values"]
-            batch["pixel_values"] = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        batch: dict[str, Any] = {"pixel_values": self._augmented(images) if change.changes else self._process(images)}
         labels = self._labels(examples)
         if labels is not None:
             batch["labels"] = labels
@@ -120,6 +121,26 @@ class ImageCollator:
             if name.startswith(TEACHER_PREFIX):
                 batch[name] = torch.stack([torch.as_tensor(row[name]) for row in examples])
         return batch
+
+    def _process(self, images: Sequence[Any]) -> torch.Tensor:
+        return self.processor(list(images), return_tensors="pt")["pixel_values"]
+
+    def _augmented(self, images: Sequence[PILImage.Image]) -> torch.Tensor:
+        change = self._augmentation
+        numbers = [self._number(image) for image in images]
+        generators = [None if n is None else torch.Generator().manual_seed(n) for n in numbers]
+        changed = change.crop(images, generators)
+        for i, number in enumerate(numbers if change.draws else ()):
+            with _drawing("image", number):
+                changed[i] = change.image(changed[i])
+        pixels = change.pixels(changed, self._process)
+        if change.flips:
+            mirrored = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators])
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        for i, number in enumerate(numbers if change.erases else ()):
+            with _drawing("erased", number):
+                pixels[i] = change.erase(pixels[i])
+        return pixels
 
     def _named(self, row: Mapping[str, Any] | tuple[Any, Any]) -> Mapping[str, Any]:
         if not isinstance(row, tuple | list) or len(row) != 2:
@@ -159,12 +180,18 @@ class ImageCollator:
         except ValueError as error:
             raise ValueError(f"the labels in column {self.label_column!r} {error}") from error
 
-    def _generator(self, image: PILImage.Image) -> torch.Generator | None:
+    def _number(self, image: PILImage.Image) -> int | None:
+        """What an image's augmentation follows from: seed, epoch and pixels; None before `set_epoch`."""
         if self._epoch is None:
             return None
         seed, epoch = self._epoch.tolist()
         mixed = hashlib.blake2b(f"{seed} {epoch} {fingerprint(image)}".encode(), digest_size=7).digest()
-        return torch.Generator().manual_seed(int.from_bytes(mixed, "big"))
+        return int.from_bytes(mixed, "big")
+
+
+def _drawing(what: str, number: int | None) -> contextlib.AbstractContextManager[None]:
+    """Inside, the global generators draw what follows from the number; without one, as they would."""
+    return contextlib.nullcontext() if number is None else seeded(what, number)
 
 
 class TakesEpoch(Protocol):

@@ -19,6 +19,24 @@ from .dataset_columns import is_transformed
 logger = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def seeded(*what: Any) -> Iterator[None]:
+    """Inside, torch (on the CPU), numpy and random draw what follows from `what` alone; then go on where they were."""
+    told = " ".join(map(str, what))
+    number = int.from_bytes(hashlib.blake2b(told.encode(), digest_size=4).digest(), "big")
+    generator = torch.default_generator  # torch.manual_seed would seed the accelerators, too
+    states = generator.get_state(), np.random.get_state(), random.getstate()
+    generator.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+    try:
+        yield
+    finally:
+        generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
 class ReadingSeeds:
     """What rows and batches draw from: the run's seed, the epoch, and which rows they are.
 
@@ -50,19 +68,8 @@ class ReadingSeeds:
     @contextlib.contextmanager
     def drawing(self, *what: Any) -> Iterator[None]:
         """Inside, torch (on the CPU), numpy and random draw what follows from seed, epoch and `what`; then go on."""
-        told = " ".join(map(str, (*self._state.tolist(), *what)))
-        number = int.from_bytes(hashlib.blake2b(told.encode(), digest_size=4).digest(), "big")
-        generator = torch.default_generator  # torch.manual_seed would seed the accelerators, too
-        states = generator.get_state(), np.random.get_state(), random.getstate()
-        generator.manual_seed(number)
-        np.random.seed(number)
-        random.seed(number)
-        try:
+        with seeded(*self._state.tolist(), *what):
             yield
-        finally:
-            generator.set_state(states[0])
-            np.random.set_state(states[1])
-            random.setstate(states[2])
 
 
 class SeededRows:

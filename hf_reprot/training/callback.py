@@ -29,6 +29,7 @@ class TransferCallback(TrainerCallback):
         trainer.head = None  # what was fitted belongs to the representation that there was
         trainer.session.begin_compiling([trainer.model, *(t.model for t in trainer.teachers)], trainer.accelerator)
         trainer.transfer.on_train_begin(trainer.training_loop())  # nothing has moved the student yet
+        trainer.average.start()
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Before the first micro-batch of a step."""
@@ -42,3 +43,8 @@ class TransferCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """The optimiser has made its step."""
         self.trainer.auxiliary.clear_gradients()
+        self.trainer.average.update()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """All checkpoints are written, and the best one is loaded where that was asked for."""
+        self.trainer.average.settle()

@@ -214,6 +214,7 @@ def check_launch(trainer: Any) -> None:
                 f"DeepSpeed ZeRO-3 took the weights of the teacher {teacher.title} apart while it was loaded: load "
                 "it before the settings are made (Teacher.load(...)), and give the trainer that"
             )
+    trainer.average.check(sharded=sharded)
     if args.l2sp_weight > 0 and sharded:
         raise ValueError("l2sp_weight needs whole parameters on every process: it does not go with FSDP or DeepSpeed")
 

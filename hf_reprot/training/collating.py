@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..config import OTTransferConfig
+from ..data.augmentation import PLAIN
 from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, features_of, find_columns, is_transformed, table_of
 from ..data.labels import read_labels
@@ -18,6 +19,24 @@ from ..models.teacher import Teacher
 
 # Students whose labels are no classes: their images and targets go through a processor together.
 _DENSE = ("Segmentation", "ObjectDetection", "DepthEstimation")
+
+
+def collator_of_run(given: Any, processing_class: Any, args: OTTransferConfig, *about: Any, own_loss: bool) -> Any:
+    """What makes the batches of a run: what the user gave, or `default_collator`.
+
+    Raises:
+        ValueError: an augmentation that nothing carries out; or as `default_collator`.
+    """
+    collator = given if given is not None else default_collator(processing_class, args, *about, own_loss=own_loss)
+    if args.augmentation not in (None, PLAIN, getattr(collator, "augmentation", PLAIN)):
+        reason = "the run has no raw images that an image processor makes pixel_values of"
+        if given is not None:
+            reason = f"the data_collator makes the images ({getattr(collator, 'augmentation', type(given).__name__)})"
+        raise ValueError(
+            f"augmentation is {args.augmentation!r} and {reason}: give ImageCollator(processor, "
+            f"augmentation={args.augmentation!r}) as data_collator, or leave augmentation out of the settings"
+        )
+    return collator
 
 
 def default_collator(
@@ -61,7 +80,6 @@ def collator_for_images(
     evaluation: Any,
     *,
     own_loss: bool = False,
-    augmentation: str = "none",
 ) -> ImageCollator | None:
     """The collator for raw images; None where a data set brings `pixel_values` of its own.
 
@@ -71,7 +89,6 @@ def collator_for_images(
         student: The student; None where it is made later.
         train, evaluation: The data sets, the latter one or a mapping of several.
         own_loss: Whether the user computes the loss.
-        augmentation: As in `ImageCollator`.
 
     Raises:
         ValueError: columns that do not exist, labels that do not fit the student, none where the loss needs them.
@@ -85,7 +102,11 @@ def collator_for_images(
             break
     if found is None:
         return None
-    columns: dict[str, Any] = {"augmentation": augmentation, "image_column": found.image, "label_column": found.label}
+    columns: dict[str, Any] = {
+        "augmentation": args.augmentation or PLAIN,
+        "image_column": found.image,
+        "label_column": found.label,
+    }
     needed = args.task_weight > 0 and not own_loss and train is not None
     if needed:
         check_label(found, student, args.task_weight)
@@ -122,6 +143,22 @@ def check_not_empty(**datasets: Any) -> None:
         for split, data in splits.items():
             if hasattr(data, "__len__") and len(data) == 0:
                 raise ValueError(f"{name}{f' {split!r}' if split else ''} is empty: it has no row")
+
+
+def missing_labels(task_weight: float, batch: Mapping[str, Any], names: Sequence[str], dataset: Any) -> ValueError:
+    """The error of a batch without labels.
+
+    Args:
+        task_weight: The setting, above 0.
+        batch: The batch.
+        names: Where labels are looked for.
+        dataset: The training data.
+    """
+    return ValueError(
+        f"task_weight is {task_weight} but the batch has no labels (columns of the batch: {', '.join(batch)}; labels "
+        f"are looked for in: {', '.join(names)}; the data set: {columns_in_words(dataset)}). Give labels, or set "
+        "task_weight=0 to train on the teacher alone"
+    )
 
 
 def columns_in_words(dataset: Any) -> str:

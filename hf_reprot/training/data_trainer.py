@@ -21,6 +21,7 @@ from .classes import ClassNames, label_columns
 from .head import FittedHead, chosen_columns, collator_for_columns, fit_everywhere, labelled_batches
 from .kept_trainer import KeptTrainer
 from .labels import checked_labels
+from .mixed import mixing
 
 
 class DataTrainer(KeptTrainer):
@@ -109,6 +110,8 @@ class DataTrainer(KeptTrainer):
             collator = self.seeds.collator_of(collator)
         if self.compute_loss_func is None and not (training and self.args.task_weight == 0):
             collator = checked_labels(collator, self.student(), self.label_names)
+        if training and not evaluation:
+            collator = mixing(collator, self.args, self.student(), self.seeds, self.label_names)
         self.data_collator = collator
         try:
             yield

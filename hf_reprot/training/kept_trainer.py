@@ -16,6 +16,7 @@ from ..config import OTTransferConfig
 from ..hub.paper import _paper
 from ..hub.record import RunRecord
 from ..models.student import portable_state_dict
+from .average import StudentAverage
 from .checkpointing import Checkpointer
 from .log_window import Meter, window_state
 from .non_finite import NonFiniteWatch
@@ -30,7 +31,7 @@ class KeptTrainer(Trainer):
 
     Attributes:
         transfer: The terms of the loss.
-        checkpointer, publisher, log_window, non_finite: What is called; made before `Trainer.__init__` by
+        checkpointer, publisher, log_window, non_finite, average: What is called; made before `Trainer.__init__` by
             `_keep_with`.
         teacher_metrics: Of teachers that were evaluated on the evaluation data, by number: their metrics, named as the
             student's without `eval_`. The card shows them beside the student's.
@@ -49,6 +50,7 @@ class KeptTrainer(Trainer):
         self.log_window, self.non_finite = Meter(), NonFiniteWatch(args.ot_nonfinite_limit)
         self._meter = self.log_window  # its name in version 0.1
         self.checkpointer, self.publisher = Checkpointer(args), Publisher(args)
+        self.average = StudentAverage(args.ema_decay, self.student)
 
     @property
     def is_sharded(self) -> bool:
@@ -67,8 +69,9 @@ class KeptTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The weights as both libraries read them, then the record beside them."""
-        super()._save(output_dir, state_dict=portable_state_dict(self.student(), state_dict))
+        """The weights (the average, where one is kept) as both libraries read them, then the record beside them."""
+        with self.average.applied():
+            super()._save(output_dir, state_dict=portable_state_dict(self.student(), state_dict))
         if self.args.should_save:
             folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
             self.publisher.accompany(folder, lambda final: self.collect_record(speeds=final), self.transfer.plans)
@@ -76,7 +79,8 @@ class KeptTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         window = window_state(self, self.log_window, self.accelerator.gather)
-        self.checkpointer.save_state(output_dir, self.transfer.state_dict() | self.non_finite.state_dict() | window)
+        state = self.transfer.state_dict() | self.non_finite.state_dict() | self.average.state_dict() | window
+        self.checkpointer.save_state(output_dir, state)
 
     # ---- loading ----
 
@@ -84,6 +88,7 @@ class KeptTrainer(Trainer):
         state = self.checkpointer.load_state(checkpoint)
         if state is not None:  # first: of other auxiliary modules, the optimiser could only say that numbers differ
             self.transfer.load_state_dict(state)
+            self.average.load_state_dict(state)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -96,6 +101,7 @@ class KeptTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
+        self.average.forget()  # its weights are an average already
         if not self.checkpointer.load_weights(self.student(), best, sharded=self.is_sharded):
             super()._load_best_model()
 
@@ -110,6 +116,11 @@ class KeptTrainer(Trainer):
         return epochs, steps
 
     # ---- logs and evaluation ----
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any):
+        """As in `Trainer`, of the average where one is kept."""
+        with self.average.applied():
+            return super().evaluation_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `Trainer`; a training entry gains every term and diagnostic, averaged over the window."""

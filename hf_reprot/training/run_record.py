@@ -85,7 +85,7 @@ def collect_record(
         layer_plans=_layer_plan_facts(trainer),
         train_data=_data_facts(trainer.train_dataset, said),
         evaluations=evaluations_of(trainer, said),
-        transfer=args.transfer_settings(),
+        transfer=args.transfer_settings() | _augmentation(trainer.data_collator),
         training=_training_settings(args, trainer.accelerator.num_processes),
         seeds={"seed": args.seed} | ({"data_seed": args.data_seed} if args.data_seed is not None else {}),
         versions=_versions(),
@@ -106,6 +106,12 @@ def collect_record(
             teacher.share = trainer.transfer.teacher_weights[i] / sum(trainer.transfer.teacher_weights)
         teacher.classes = _known_classes(student, trainer.transfer.known_classes[i])
     return record
+
+
+def _augmentation(collator: Any) -> dict[str, Any]:
+    """What the collator does, whoever made it."""
+    done = getattr(collator, "augmentation", None)
+    return {"augmentation": done} if isinstance(done, str) else {}
 
 
 def _known_classes(student: nn.Module, columns: list[int | None] | None) -> list[str] | None:

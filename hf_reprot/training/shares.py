@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from transformers.trainer_pt_utils import find_batch_size
 
+from ..data.mixing import MIXED, counted_labels
+
 # Tasks whose loss is a mean over every number of the labels: none of them is left out.
 _EVERY_NUMBER = ("regression", "multi_label_classification")
 
@@ -73,7 +75,7 @@ class Shares:
             shifts_labels: Whether its loss is on the labels without the first.
 
         Returns:
-            What the labels are to be counted on, where samples were removed; or else None.
+            What the labels are to be counted on, where samples were removed or mixed; or else None.
         """
         real = self._real_samples(batches)
         empty = [False] * len(batches)
@@ -86,13 +88,14 @@ class Shares:
                 batches[-1] = _first(batches[-1], real, size)
         config = getattr(self.accelerator.unwrap_model(model), "config", None)
         self._coming = iter(self._of(batches, empty, config, shifts_labels))
+        counted = counted_labels(batches)
         if real is None:
-            return None
+            return counted
 
         def no_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
             return {name: batch[name][:0] for name in self.label_names if name in batch}
 
-        return [no_labels(batch) if e else batch for batch, e in zip(batches, empty, strict=True)]
+        return [no_labels(batch) if e else batch for batch, e in zip(counted or batches, empty, strict=True)]
 
     def _of(
         self, batches: Sequence[Mapping[str, Any]], empty: Sequence[bool], config: Any, shifts_labels: bool
@@ -173,6 +176,8 @@ def _counts(
 ) -> tuple[Tensor | int, int]:
     """(labels that the task's mean is over, samples) of a batch."""
     samples = find_batch_size(batch) or 0
+    if MIXED in batch:
+        return batch[MIXED].sum(), samples
     labels = next((batch[name] for name in label_names if batch.get(name) is not None), None)
     if not isinstance(labels, Tensor):
         return samples, samples

@@ -6,12 +6,14 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def check_choice(name: str, value: str, legal: Sequence[str]) -> None:
-    """Raises a ValueError that names the value, what is legal, and the nearest legal choice."""
+def check_choice(name: str, value: str, legal: Sequence[str], also: str = "") -> None:
+    """Raises a ValueError that names the value, what is legal (`also`: besides the names), and the nearest choice."""
     if value in legal:
         return
     hint = did_you_mean(value, legal, cutoff=0.4)
-    raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, legal))}.{hint}")
+    raise ValueError(
+        f"unknown {name} {value!r}: choose one of {', '.join(map(repr, legal))}{also and f', {also}'}.{hint}"
+    )
 
 
 def did_you_mean(value: object, legal: Iterable[str], *, cutoff: float = 0.6) -> str:
