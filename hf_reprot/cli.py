@@ -99,6 +99,8 @@ def train(context: typer.Context) -> None:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(table)
     console.print(f"wrote {result.folder}", highlight=False)
+    if share := result.next_step():
+        console.print(f"to share it, look at {result.folder}/README.md, then: {share}", highlight=False, soft_wrap=True)
 
 
 @app.command(

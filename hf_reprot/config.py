@@ -90,6 +90,11 @@ class OTTransferConfig(DataSettings, ModelSettings, TrainingArguments):
         student_dtype: None: float32 where weights come in half precision; "auto": as they are; "bfloat16", "float16".
         teacher_model_init_kwargs: Keyword arguments for `from_pretrained` of a teacher given by name.
         teacher_dtype: Data type in which a teacher is loaded.
+        teacher_image_size: Side of the images that teachers see, in pixels, or "auto": the size at which a teacher's
+            last layer with positions has as many as the student's. Left out: their own where they have one, else the
+            student's. A teacher's own `image_size` goes before it.
+        teacher_compile: Backend of `torch.compile` for the teachers ("inductor"; True means this one).
+        teacher_offload: Keep teachers on the CPU, and bring each to the device only while it runs.
         teacher_sharded: Spread each teacher's weights over all processes (`fully_shard`).
 
     > Parameters that say what the data are and what is measured on them

@@ -25,7 +25,6 @@ from .data.preprocessing import Preprocessing
 from .data.seeding import ReadingSeeds, warn_of_streams
 from .features.architecture import head_paths
 from .models.precision import in_training_precision
-from .models.sharding import place_teachers
 from .models.student import as_student
 from .models.teacher import Teacher
 from .training.adapters import check_head, still_modules
@@ -45,6 +44,7 @@ from .training.non_finite import GradientGuard
 from .training.objective import TransferObjective, logits_of
 from .training.session import TrainingSession
 from .training.shares import Reads, Shares, of_share
+from .training.teacher_images import ready_teachers
 from .training.teacher_logits import class_notes
 from .training.teachers import load_teachers, pairs_of_teachers
 from .training.terms.base import Batch, TrainingLoop
@@ -69,9 +69,9 @@ class OTTransferTrainer(DataTrainer):
             PEFT model, or an image classifier's name ("org/name", a folder), loaded with a head for the data's classes.
         teacher_model: Where the representation comes from: a hub id ("org/name", "org/name@revision", "timm/name"), a
             local folder, an `nn.Module`, a `Teacher`, or a list of these (several teachers: see below). Also a mapping
-            {id, weight, classes, layers, samples, dtype, preprocessing, resize, license}. May be left out where no
-            term reads it (`ot_weight`, `kd_weight` and `delta_weight` are 0, no `feature_loss`). It is frozen, kept in
-            evaluation mode and never saved.
+            {id, weight, classes, layers, samples, dtype, preprocessing, resize, image_size, license}. May be left out
+            where no term reads it (`ot_weight`, `kd_weight` and `delta_weight` are 0, no `feature_loss`). It is frozen,
+            kept in evaluation mode and never saved.
         args: The settings.
         data_collator: As in `Trainer`. Left out, and with an image processor as `processing_class`, images become
             `pixel_values` by `ImageCollator`; with a tokenizer, `teacher_input_ids` and the like are padded, too.
@@ -175,7 +175,7 @@ class OTTransferTrainer(DataTrainer):
             or Preprocessing.of(getattr(self.data_collator, "processor", None))
             or Preprocessing.size_of(self.student())  # who prepared the images did not say how
         )
-        place_teachers(self)
+        ready_teachers(self)
         self.shares = Shares(self.accelerator, self.label_names, args.device)
         self.add_callback(TransferCallback(self))
         self.seeds = ReadingSeeds(args.seed if args.data_seed is None else args.data_seed)

@@ -50,6 +50,11 @@ def test_trains_by_a_recipe_and_flags(tmp_path, teacher):
     done = _run("train", recipe, "--ot_weight", "0.5", "--max_steps", "2", folder=tmp_path)
     assert "eval_accuracy" in done.stdout
     assert "wrote out" in done.stdout
+    assert "hf-reprot push out YOUR_NAME/out" in done.stdout
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    accuracy = json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"]
+    assert f"value: {accuracy:.4f}"[:11] in card
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
     assert "ot_loss" in state["log_history"][0]

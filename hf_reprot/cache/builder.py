@@ -95,6 +95,8 @@ class Builder:
             bitwise=self.reader.is_order_free(looked_at, features),
             device=next((p.device.type for p in model.parameters()), "cpu"),
             versions=_versions(),
+            teacher_image_size=list(teacher.image_size) if teacher.image_size is not None else None,
+            teacher_patches=[teacher.patches.side, teacher.patches.count] if teacher.patches is not None else None,
         ).published()
         with claim(self.folder / ".settings.lock", wait=True):
             path = self.folder / SETTINGS

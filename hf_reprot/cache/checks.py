@@ -50,13 +50,15 @@ def cached_teachers(sources: Any, teacher_model: Any, args: OTTransferConfig) ->
         )
     if args.compares_layers and args.finds_layers:
         raise ValueError('layer_pairs="auto" runs the teacher to measure its layers: name the pairs to use a cache')
-    if args.teacher_sharded:
-        raise ValueError("teacher_sharded spreads a teacher's weights, and teacher_features has none: leave it out")
+    for name in ("teacher_sharded", "teacher_offload", "teacher_compile"):
+        if getattr(args, name):
+            raise ValueError(f"{name} is about a teacher's weights, and teacher_features has none: leave it out")
     if args.delta_weight > 0:
         raise ValueError("delta_weight compares student and teacher before training, which takes the teacher itself")
     for cache, teacher in zip(caches, named, strict=False):
         _check_teacher(cache, teacher, args)
     for cache in caches:
+        _check_image_size(cache, args)
         _check_settings(cache, args)
     teachers = [CachedTeacher(cache, i) for i, cache in enumerate(caches)]
     for teacher, part in zip(teachers, parts, strict=False):
@@ -149,18 +151,37 @@ def _check_teacher(cache: FeatureCache, teacher: Any, args: OTTransferConfig) ->
             )
         return
     loaded = Teacher.load(teacher, dtype=args.teacher_dtype)
+    if loaded.image_size is None and isinstance(args.teacher_image_size, int):
+        loaded.set_image_size(args.teacher_image_size)
     if weights_hash(loaded.model) != cache.settings.weights:
         raise CacheError(
             f"the feature cache {cache.title} is of {cache.settings.title}, and teacher_model has other weights: build "
             "the cache for them, or leave teacher_model out"
         )
     settings = cache.settings
-    ours = (PixelFacts.of(loaded.preprocessing), loaded.size and list(loaded.size), loaded.channels)
-    theirs = (settings.teacher_pixels, settings.teacher_size, settings.teacher_channels)
+    patches = None if loaded.patches is None else [loaded.patches.side, loaded.patches.count]
+    ours = (PixelFacts.of(loaded.preprocessing), loaded.size and list(loaded.size), loaded.channels, patches)
+    theirs = (settings.teacher_pixels, settings.teacher_size, settings.teacher_channels, settings.teacher_patches)
     if ours != theirs:
         raise CacheError(
             f"the feature cache {cache.title} was built with other images for the teacher (preprocessing, size, "
-            f"channels): {theirs} there and {ours} here"
+            f"channels, patches): {theirs} there and {ours} here"
+        )
+
+
+def _check_image_size(cache: FeatureCache, args: OTTransferConfig) -> None:
+    """Whether the teacher saw images of the size that the run asks for."""
+    wanted, there = args.teacher_image_size, cache.settings.teacher_image_size
+    size = "its own size in" if there is None else f"{there[0]} x {there[1]}"
+    if wanted == "auto" and there is None:
+        raise CacheError(
+            f"teacher_image_size='auto' looks at the teacher, and the feature cache {cache.title} was built at its own "
+            "size: build it with teacher_image_size='auto', or leave that out"
+        )
+    if wanted not in (None, "auto") and there != [wanted, wanted]:
+        raise CacheError(
+            f"the run asks for teacher_image_size={wanted}, and the teacher of the feature cache {cache.title} saw "
+            f"images of {size} pixels: build the cache with that size"
         )
 
 

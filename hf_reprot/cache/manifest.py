@@ -111,7 +111,8 @@ class Settings:
 
     Attributes:
         teacher: The teacher's facts, and `weights`, the hash of its weights.
-        teacher_pixels, teacher_size, teacher_channels: How the teacher wants its images.
+        teacher_pixels, teacher_size, teacher_channels: How the teacher wants its images. `teacher_image_size`: the
+            size that it was told to see; `teacher_patches`: [side, greatest number] of the patches that it takes.
         pixels: How the student's `pixel_values` were made.
         columns: The student's columns that the teacher's input is made of: a row's address is their hash.
         layers: The cached layers, in order. `modules` and `named` say which layers the teacher has, so that "last" or
@@ -151,6 +152,8 @@ class Settings:
     device: str = "cpu"
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    teacher_image_size: list[int] | None = None
+    teacher_patches: list[int] | None = None
 
     @property
     def title(self) -> str:

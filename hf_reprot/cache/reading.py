@@ -84,7 +84,8 @@ class Reader:
         inputs = {k: v[filled].to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         taken = self.teacher.inputs_for(inputs, self.preprocessing)
         if not self.columns:
-            self.columns = [own if (own := TEACHER_PREFIX + name) in batch else name for name in taken]
+            columns = (own if (own := TEACHER_PREFIX + name) in batch else name for name in taken)
+            self.columns = [name for name in columns if name in batch]  # the others are made of these
         logits, caught = self.tapped.run(lambda: self.teacher(taken))
         mask = inputs.get("teacher_attention_mask", inputs.get("attention_mask"))
         kept = {f"layer{i}": self._kept(caught[name], mask) for i, name in enumerate(self.layers)}

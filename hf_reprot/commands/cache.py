@@ -14,9 +14,11 @@ from rich.table import Table
 
 from ..cache.store import FeatureCache
 from ..config import OTTransferConfig
+from ..data.preprocessing import Preprocessing
 from ..features.pairs import match_pairs
 from ..models.spec import parse_teacher
 from ..models.teacher import Teacher
+from ..training.teacher_images import settle_image_sizes
 from ..utils.messages import check_choice
 from .train import Recipe, parse_recipe, prepare, teachers_of
 
@@ -104,11 +106,12 @@ def cache_recipe(recipe: Recipe, config: OTTransferConfig, options: CacheOptions
     if len(teachers) != 1:
         raise ValueError(f"a cache is of one teacher, and {len(teachers)} are given: pass --teacher ID")
     source, settings = parse_teacher(teachers[0])
-    own = {name: settings[name] for name in ("preprocessing", "resize", "license") if name in settings}
+    own = {n: settings[n] for n in ("preprocessing", "resize", "image_size", "license") if n in settings}
     dtype = settings.get("dtype") or config.teacher_dtype
     given = config.teacher_model_init_kwargs
     teacher = Teacher.load(source, dtype=dtype, init_kwargs=given if isinstance(given, dict) else {}, **own)
     prepared = prepare(recipe, config)
+    settle_image_sizes(config, prepared.student, [teacher], Preprocessing.of(prepared.processor))
     positions = options.positions or (config.compares_layers and config.layer_positions == "all")
     cache = FeatureCache.build(
         teacher,

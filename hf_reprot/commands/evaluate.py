@@ -13,7 +13,7 @@ import torch
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers import BaseImageProcessor
 
 from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, find_columns
@@ -26,6 +26,7 @@ from ..models.classes import pair_names, shown
 from ..models.loading import explained, locate
 from ..models.modules import class_count, class_names
 from ..models.probing import measure_features
+from ..models.processors import image_processor
 from ..models.teacher import Teacher
 
 __all__ = ["ModelEvaluation", "evaluate_model", "evaluation_table"]
@@ -170,7 +171,7 @@ def _processor(source: Any) -> BaseImageProcessor:
         raise ValueError("a module does not say how its images are prepared: give processor")
     with explained(os.fspath(source), {}, what="model's image processor"):
         place = locate(os.fspath(source), {}, what="model")
-        return AutoImageProcessor.from_pretrained(place.path, revision=place.revision)
+        return image_processor(place.path, revision=place.revision)
 
 
 def _run(

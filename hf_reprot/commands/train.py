@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -50,7 +51,8 @@ class Recipe:
     teacher: list[str] = _setting(
         [],
         "One or several teachers: hub ids (org/name@revision) or folders, or mappings (JSON on the command line) of "
-        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, license.",
+        "id, weight, classes (the student's, by name or number), layers, dtype, preprocessing, resize, image_size, "
+        "license.",
     )
     teacher_features: list[str] = _setting(
         [],
@@ -153,6 +155,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     types = get_type_hints(Recipe) | get_type_hints(OTTransferConfig)
     # One name stands for a list of one, and a layer pair may be a mapping.
     types |= {"layer_pairs": str | dict | list, "student_model_args": str | dict | None}
+    types |= {"teacher_compile": str | bool | None}
     types["teacher"] = list[str | dict] | dict
     # transformers takes more than it says
     types |= dict.fromkeys(("fsdp", "resume_from_checkpoint"), str | bool | None)
@@ -176,6 +179,12 @@ class RunResult:
     trainer: OTTransferTrainer
     metrics: dict[str, float]
     folder: Path
+
+    def next_step(self) -> str | None:
+        """The command that shares the student; None where the run has pushed it."""
+        if self.trainer.args.push_to_hub:
+            return None
+        return shlex.join(["hf-reprot", "push", str(self.folder), f"YOUR_NAME/{self.folder.resolve().name}"])
 
 
 @dataclass
@@ -265,7 +274,7 @@ def _metrics(prepared: Prepared) -> Any:
 
 
 def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
-    """Trains, evaluates, saves and, where asked, pushes."""
+    """Trains, evaluates, saves the student with its card and, where asked, pushes."""
     prepared = prepare(recipe, config)
     trainer = _trainer(recipe, config, prepared)
     trainer.train(resume_from_checkpoint=_where_to_resume(config))
@@ -280,6 +289,7 @@ def run_recipe(recipe: Recipe, config: OTTransferConfig) -> RunResult:
         trainer.push_to_hub()
     else:
         trainer.save_model()
+        trainer.create_model_card()
     return RunResult(trainer, metrics, Path(str(config.output_dir)))
 
 

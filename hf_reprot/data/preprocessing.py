@@ -128,7 +128,7 @@ def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     timm models say so. Among transformers' models, those that can interpolate position embeddings on request
     (`interpolate_pos_encoding`) refuse another size, or were not trained for it, without that request.
     """
-    inner = _timm_module(model)
+    inner = timm_module(model)
     if inner is not None:
         return _timm_fixed_size(inner)
     config = config_of(model)
@@ -143,7 +143,7 @@ _FIXED_TYPES = ("aimv2_vision_model", "levit", "pvt")
 
 def image_channels(model: nn.Module) -> int | None:
     """Number of channels of the images that a model takes, where it tells."""
-    inner = _timm_module(model)
+    inner = timm_module(model)
     if inner is not None:
         traits = getattr(inner, "in_chans", None)
         return traits or int((inner.pretrained_cfg.get("input_size") or (3,))[0])
@@ -161,7 +161,8 @@ def _of_processor(processor: BaseImageProcessor) -> Preprocessing | None:
         logger.debug("%s cannot be asked for its normalisation: %s", type(processor).__name__, error)
         return None
     height, width = colours["black"].shape[-2:]
-    size = (height, width) if tuple(other.shape[-2:]) == (height, width) else None
+    fixed = tuple(other.shape[-2:]) == (height, width) and not makes_patches(processor)
+    size = (height, width) if fixed else None
     # The middle pixel: a processor that crops may have padded the border.
     values = {name: image[:, height // 2, width // 2].double() for name, image in colours.items()}
     offset, scale = values["black"], values["white"] - values["black"]  # value = offset + scale * v, v in [0, 1]
@@ -188,16 +189,23 @@ def takes_grey(processor: BaseImageProcessor) -> bool:
     return isinstance(mean, list | tuple) and len(mean) == 1
 
 
+def makes_patches(processor: BaseImageProcessor) -> bool:
+    """Whether an image processor gives patches with their grid, and no images (SigLIP2 NaFlex)."""
+    return "spatial_shapes" in (getattr(processor, "model_input_names", None) or ())
+
+
 def _process(processor: BaseImageProcessor, names: tuple[str, ...], size: tuple[int, int], grey: bool) -> Tensor:
     images = [Image.new("RGB", size, _COLOURS[name]).convert("L" if grey else "RGB") for name in names]
     values = processor(images, return_tensors="pt")["pixel_values"]
+    if makes_patches(processor) and isinstance(values, Tensor) and values.dim() == 3:
+        values = values[:, 0].unflatten(1, (-1, 3)).transpose(1, 2)[..., None]  # the pixels of the first patch
     if not isinstance(values, Tensor) or values.dim() != 4 or len(values) != len(names):
         raise ValueError("its pixel_values are not (batch, channels, height, width)")
     return values
 
 
 def _of_model(model: nn.Module) -> Preprocessing | None:
-    inner = _timm_module(model)
+    inner = timm_module(model)
     config = config_of(model)
     if inner is None:
         size = _pair(getattr(config, "image_size", None))
@@ -212,7 +220,7 @@ def _of_model(model: nn.Module) -> Preprocessing | None:
     return Preprocessing(mean, std, size) if mean is not None and std is not None else Preprocessing(size=size)
 
 
-def _timm_module(model: nn.Module) -> Any:
+def timm_module(model: nn.Module) -> Any:
     """The timm module that a model is, or wraps; None for other models."""
     inner = getattr(model, "timm_model", model)
     return inner if timm_settings(inner) is not None else None

@@ -26,6 +26,7 @@ class Activation:
         prefix: Tokens before the patches in this tensor.
         grid: (height, width) of the patches in this tensor; None for text, or where it is not known.
         reads_class: Whether the model's own representation of this layer is its class token.
+        kept: (n, l) 1 for patches and 0 for what pads them, where images have different numbers of patches (NaFlex).
     """
 
     tensor: Tensor
@@ -35,6 +36,7 @@ class Activation:
     prefix: int = 0
     grid: tuple[int, int] | None = None
     reads_class: bool = False
+    kept: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -161,6 +163,8 @@ def _pooled(layer: Activation, tokens: str, mask: Tensor | None) -> Tensor:
         return _class_token(layer, mask)
     if layer.is_text:
         return x.mean(1, dtype=_sum_dtype(x)) if mask is None else _masked_mean(x, _checked(mask, layer))
+    if layer.kept is not None:
+        return _masked_mean(x, layer.kept)
     start = 0 if tokens == "all" else layer.prefix
     return x[:, start:].mean(1, dtype=_sum_dtype(x))
 
@@ -216,10 +220,18 @@ def _kept_tokens(student: Activation, teacher: Activation, mask: Tensor | None) 
 
 def _image_positions(student: Activation, teacher: Activation, tokens: str) -> tuple[Tensor, Tensor]:
     layers = (student, teacher)
+    for layer in layers:
+        if layer.kept is not None and layer.grid is None:
+            raise ValueError(
+                f"the images of a batch have different grids of patches in {layer.name}, so that their positions "
+                "cannot be laid over the other model's: use positions='pooled', or images of one size"
+            )
     if all(layer.layout in ("nlc", "ncl") for layer in layers):
         s, t = student.sequence(), teacher.sequence()
         aligned = s.shape[1] == t.shape[1] and student.prefix == teacher.prefix and student.grid == teacher.grid
-        if aligned:  # also where the grid is not known: the same model family, position by position
+        if (
+            aligned and layers[0].kept is layers[1].kept is None
+        ):  # also where the grid is not known: the same model family, position by position
             start = 0 if tokens == "all" else student.prefix
             return s[:, start:].flatten(0, 1), t[:, start:].flatten(0, 1)
     if tokens == "all" and any(layer.layout in ("nlc", "ncl") and layer.prefix for layer in layers):

@@ -43,7 +43,7 @@ class Tokens:
         class_token: Where the class token stands: "first", "last" (of a causal text model) or None.
         grid: (height, width) of the patches at the resolution that the model was built for, where it is known.
         in_rows: Whether patches stand row after row; Hiera's blocks hold them in an order of their own.
-        embedding: Path of the convolution that makes the first grid of patches, where there is one.
+        embedding: Path of the module that makes the first grid of patches, a convolution as a rule, where there is one.
     """
 
     modality: str = "image"
@@ -186,7 +186,7 @@ def tokens_of(model: nn.Module, path: str) -> Tokens:
         if not (prefix or grid or embedding):
             if around:
                 continue  # an encoder without its embeddings: what is around it says more
-            if _looks_up_words(module):
+            if not is_transformers(module) and _looks_up_words(module):
                 return Tokens("text")
         if embedding is not None and around:
             embedding = f"{around}.{embedding}"
@@ -237,8 +237,8 @@ def _grid(model: nn.Module) -> tuple[int, int] | None:
 
 def _patch_convolution(model: nn.Module) -> str | None:
     first = next((name for name, _ in model.named_modules() if "patch_embed" in name.rsplit(".", 1)[-1]), None)
-    if first is None:
-        return None
+    if first is None:  # timm's NaFlex, C-RADIO among it, has no convolution: this module gives the grid itself
+        return next((name for name, part in model.named_children() if type(part).__name__ == "NaFlexEmbeds"), None)
     inside = [name for name, module in model.get_submodule(first).named_modules() if isinstance(module, nn.Conv2d)]
     return ".".join(part for part in (first, inside[-1]) if part) if inside else None
 

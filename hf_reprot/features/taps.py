@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -47,6 +48,8 @@ class _Store:
         self.caught: dict[str, list[Tensor]] = {}
         self.versions: dict[str, int] = {}  # of each tensor's storage, which changes when it is overwritten in place
         self.grids: dict[str, tuple[int, int]] = {}
+        self.shapes: Tensor | None = None  # (n, 2) grids of patches
+        self.kept: Tensor | None = None  # (n, l) 1 for patches, 0 for padding
 
 
 class _Hook:
@@ -81,10 +84,22 @@ class _HeadHook(_Hook):
         self.store.dropout.in_head = self.store.recording
 
 
-class _GridHook(_Hook):
-    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+class _PatchesHook(_Hook):
+    """Keeps the grids and the padding of a model that takes patches (SigLIP2 NaFlex)."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.store.recording:
-            self.store.grids[self.name] = (output.shape[-2], output.shape[-1])
+            self.store.shapes = kwargs.get("spatial_shapes")
+            self.store.kept = kwargs.get("pixel_attention_mask")
+
+
+class _GridHook(_Hook):
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self.store.recording:
+            return
+        grid = output[1] if isinstance(output, tuple) else output.shape[-2:]  # timm's NaFlex gives it beside the tokens
+        if grid is not None:
+            self.store.grids[self.name] = (int(grid[0]), int(grid[1]))
 
 
 def _record(store: _Store, name: str, tensor: Tensor | None) -> None:
@@ -155,6 +170,9 @@ class Taps:
         self._drops = any(layer.at_input for layer in self._names.values())
         if self._drops:
             self._register_at_head(modules)
+        if "spatial_shapes" in inspect.signature(self.model.forward).parameters:
+            hook = _PatchesHook(self._store, "")
+            self._handles.append(self.model.register_forward_pre_hook(hook, with_kwargs=True))
         for path in sorted({tokens.embedding for tokens in self._tokens.values() if tokens.embedding}):
             self._handles.append(modules[path].register_forward_hook(_GridHook(self._store, path)))
 
@@ -231,7 +249,7 @@ class Taps:
         trains = self._grad and any(p.requires_grad for p in self.model.parameters())
         try:
             return {
-                name: self._activation(name, layer, self._whole(name, store, trains), store.grids)
+                name: self._activation(name, layer, self._whole(name, store, trains), store)
                 for name, layer in self._names.items()
             }
         finally:
@@ -270,19 +288,19 @@ class Taps:
             )
         return tensor
 
-    def _activation(
-        self, name: str, layer: LayerName, tensor: Tensor, grids: Mapping[str, tuple[int, int]]
-    ) -> Activation:
+    def _activation(self, name: str, layer: LayerName, tensor: Tensor, store: _Store) -> Activation:
         key = (name, tensor.ndim)
         if key not in self._layouts:
             self._layouts[key] = layout_of(self.model, layer, tensor.shape)
         layout, tokens = self._layouts[key], self._tokens[name]
-        prefix, grid = 0, None
+        found = Activation(tensor, layout, name, tokens, reads_class=self._reads_class[name])
         if layout in ("nlc", "ncl") and tokens.modality == "image":
             length = tensor.shape[layout.index("l")]
-            seen = grids.get(tokens.embedding) if tokens.embedding is not None else None
-            prefix, grid = prefix_and_grid(tokens, length, seen, layer.prefix)
-        return Activation(tensor, layout, name, tokens, prefix, grid, self._reads_class[name])
+            seen = store.grids.get(tokens.embedding) if tokens.embedding is not None else None
+            found.prefix, found.grid = prefix_and_grid(tokens, length, seen, layer.prefix)
+            if store.shapes is not None and store.kept is not None and store.kept.shape[1] == length:
+                found.kept, found.grid = store.kept, _common_grid(store.shapes, length)
+        return found
 
     def close(self) -> None:
         """Removes the hooks from the model."""
@@ -293,6 +311,12 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def _common_grid(shapes: Tensor, length: int) -> tuple[int, int] | None:
+    """The grid of all images of a batch, where they have one and nothing else stands in the sequence."""
+    height, width = shapes[0].tolist()
+    return (height, width) if height * width == length and bool((shapes == shapes[0]).all()) else None
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +26,10 @@ from huggingface_hub.errors import (
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    BaseImageProcessor,
     PreTrainedConfig,
 )
 
@@ -37,6 +38,10 @@ from ..utils.hub_ids import split_revision, without_prefix
 from ..utils.hub_tokens import without_tokens
 from ..utils.safetensors_only import check_options, check_source
 from .model_size import check_numbers, check_size
+from .processors import image_processor
+from .vision import takes_patches, vision_config
+
+logger = logging.getLogger(__name__)
 
 # Heads that give logits for a class; any other checkpoint is loaded without its head.
 _HEADS = {
@@ -51,12 +56,13 @@ LEGAL = 'a hub id ("org/name", "org/name@revision", "timm/name") or a folder'
 
 @dataclass
 class Pretrained:
-    """A loaded model: `name` (hub id or folder), `revision` (the commit; None for a folder)."""
+    """A loaded model: `name` (hub id or folder), `revision` (the commit; None for a folder), `preprocessing` (its image
+    processor itself, where what it takes are no images of one size)."""
 
     model: nn.Module
     name: str
     revision: str | None
-    preprocessing: Preprocessing | None
+    preprocessing: Preprocessing | BaseImageProcessor | None
 
 
 def load_pretrained(source: str, *, dtype: torch.dtype | str | None = None, options: dict[str, Any]) -> Pretrained:
@@ -141,8 +147,8 @@ def _load(path: str, name: str, revision: str | None, dtype: torch.dtype | str |
     rest.pop("use_safetensors", None)
     mend_timm(config)
     auto_class = _auto_class(config)
-    vision = getattr(config, "vision_config", None)
-    if auto_class is AutoModel and isinstance(vision, PreTrainedConfig):
+    vision = vision_config(config)
+    if auto_class is AutoModel and vision is not None:
         config = vision  # of a model of images and texts (CLIP, SigLIP), the half that sees
     check_size(auto_class, config, shapes, source=name)
     model = _fill(auto_class, path, name, config, rest)
@@ -262,14 +268,24 @@ def mend_timm(config: PreTrainedConfig) -> None:
         arguments.pop("num_classes", None)
 
 
-def _preprocessing(path: str, model: nn.Module, options: dict[str, Any]) -> Preprocessing | None:
+def _preprocessing(path: str, model: nn.Module, options: dict[str, Any]) -> Preprocessing | BaseImageProcessor | None:
     known = Preprocessing.of(model)
     if getattr(model, "main_input_name", None) != "pixel_values" or (known is not None and known.normalises):
         return known
     try:
-        return Preprocessing.of(AutoImageProcessor.from_pretrained(path, **options)) or known
-    except (OSError, ValueError, ImportError, KeyError):  # the checkpoint came without one
+        processor = image_processor(path, **options)
+    except OSError:  # the checkpoint came without one
         return known
+    except (ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        logger.warning(
+            "The image processor of the teacher %s cannot be loaded (%s): the teacher gets the student's values as "
+            "they are. Give Teacher(..., preprocessing=Preprocessing(mean=..., std=..., size=...)).",
+            path,
+            reason,
+        )
+        return known
+    return processor if takes_patches(model) else Preprocessing.of(processor) or known
 
 
 def _check_folder(folder: Path) -> None:

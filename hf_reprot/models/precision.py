@@ -1,4 +1,4 @@
-"""The data type that a student is trained in."""
+"""The data types that a student is trained in and a teacher runs in."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .modules import some
 logger = logging.getLogger(__name__)
 
 STUDENT_DTYPES = ("auto", "float32", "bfloat16", "float16")
+TEACHER_DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -58,3 +59,17 @@ def is_quantised(model: nn.Module) -> bool:
         or getattr(model, "is_loaded_in_4bit", False)
         or getattr(model, "is_loaded_in_8bit", False)
     )
+
+
+def teacher_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str | None:
+    """The data type that a teacher is loaded in: "auto", None (as it is stored), or one of torch's.
+
+    Raises:
+        ValueError: a name that is none of `TEACHER_DTYPES`.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    if name not in TEACHER_DTYPES:
+        raise ValueError(f"unknown data type {dtype!r} for a teacher: choose one of {', '.join(TEACHER_DTYPES)}")
+    return name if name == "auto" else getattr(torch, name)

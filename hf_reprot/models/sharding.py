@@ -19,17 +19,28 @@ _LEAST_SHARE = 0.01
 
 
 def place_teachers(trainer: Any) -> None:
-    """Brings the teachers of a trainer to its device, spread over its processes with `teacher_sharded`.
+    """Brings the teachers of a trainer to its device, spread over its processes with `teacher_sharded`; with
+    `teacher_offload` only while they run.
 
     Raises:
-        ValueError: `teacher_sharded` with one process, under DeepSpeed, or for a teacher that cannot be spread.
+        ValueError: both of them, or `teacher_sharded` with one process, under DeepSpeed, or for a teacher that cannot
+            be spread.
     """
     args = trainer.args
     if not args.teacher_sharded or not trainer.teachers:
         for teacher in trainer.teachers:
-            if not is_sharded(teacher.model):
+            if is_sharded(teacher.model):
+                continue
+            if args.teacher_offload:
+                teacher.park(args.device)
+            else:
                 teacher.model.to(args.device)
         return
+    if args.teacher_offload:
+        raise ValueError(
+            "teacher_offload keeps a teacher on the CPU between its passes, and teacher_sharded spreads it over the "
+            "processes' devices: leave one of them out"
+        )
     if trainer.is_deepspeed_enabled:
         raise ValueError(
             "teacher_sharded=True does not go with DeepSpeed: leave it out (the teacher is then whole on every "

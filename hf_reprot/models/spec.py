@@ -15,7 +15,7 @@ from .classes import plain_name
 PARTS = ("weight", "classes", "layers", "samples")
 SAMPLES = ("own", "all")
 # What a mapping may hold beside the teacher's own id.
-SETTINGS = (*PARTS, "dtype", "preprocessing", "resize", "license")
+SETTINGS = (*PARTS, "dtype", "preprocessing", "resize", "image_size", "license")
 
 
 def parse_teacher(source: Any) -> tuple[Any, dict[str, Any]]:

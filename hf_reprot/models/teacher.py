@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -9,26 +10,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import BaseImageProcessor
 
 from ..data.columns import TEACHER_PREFIX
 from ..data.preprocessing import Preprocessing, convert_images, fixed_image_size, image_channels
 from ..features.architecture import config_of
+from ..features.compiled import is_compiled
 from ..features.taps import LayerRecorder, Taps
 from ..utils.messages import check_choice
 from .loading import load_pretrained
 from .modules import check_not_shared, class_name, forward_parameters, names_of, some, stated_license
+from .precision import teacher_dtype
 from .spec import PARTS, SAMPLES, check_classes, check_layers, check_weight
+from .vision import Parking, Patches, accept_image_size, takes_patches, vision_side, without_padding
 
 logger = logging.getLogger(__name__)
 
 # What the student's batch may hold for its loss: no model needs it for its representation.
 _TARGETS = ("start_positions", "end_positions")
 _IMAGES = "pixel_values"
-_DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+_PLAIN = Preprocessing((0.0,) * 3, (1.0,) * 3)  # values in [0, 1]
 
 
 class Teacher:
     """A frozen model with its own input pipeline.
+
+    Of a whole model of images and texts (`CLIPModel`, `SiglipModel`) the vision model is the teacher. A model that
+    takes patches (SigLIP2 NaFlex) gets them from its own image processor, which sees the student's images.
 
     It is deliberately not an `nn.Module`, so that it cannot end up in a student's state dict.
 
@@ -41,9 +49,11 @@ class Teacher:
         name: Hub id or folder that it came from.
         revision: Commit on the Hub that it came from.
         license: Licence of its weights.
-        preprocessing: The `pixel_values` that it expects. None: read from the model.
+        preprocessing: The `pixel_values` that it expects, or its image processor. None: read from the model.
         resize: None: images are resized only if the model accepts a single size. True: always to the size in
             `preprocessing`. False: never.
+        image_size: Side of the images that it is given, in pixels, or (height, width), whatever size it was made for:
+            see `set_image_size`. None: as `resize` says.
         weight: Its relative weight among several teachers, above 0, in the terms that compare layers and in each
             sample's logit distillation.
         classes: The student's classes that it knows, by name or number, in the order of its own outputs; None in the
@@ -56,8 +66,8 @@ class Teacher:
 
     Raises:
         TypeError: not a module.
-        ValueError: `resize=True` without a known size, a `weight` that is not above 0, a class twice, an empty list of
-            layers.
+        ValueError: an `image_size` that the model cannot take, `resize=True` without a known size, a `weight` that is
+            not above 0, a class twice, an empty list of layers.
 
     Example:
         >>> teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
@@ -73,8 +83,9 @@ class Teacher:
         name: str | None = None,
         revision: str | None = None,
         license: str | None = None,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Preprocessing | BaseImageProcessor | None = None,
         resize: bool | None = None,
+        image_size: int | tuple[int, int] | None = None,
         weight: float = 1.0,
         classes: Sequence[str | int | None] | None = None,
         layers: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
@@ -84,12 +95,22 @@ class Teacher:
             raise TypeError(f"a teacher must be a torch.nn.Module, got {type(model).__name__}")
         if model.training or any(parameter.requires_grad for parameter in model.parameters()):
             logger.info("The teacher %s is frozen and put into evaluation mode.", name or type(model).__name__)
+        model = vision_side(model)
         self._model = model.requires_grad_(False).eval()
         self.name = name
         self.revision = revision
         self.license = license or stated_license(model)
-        self.preprocessing = preprocessing if preprocessing is not None else Preprocessing.of(model)
+        processor = preprocessing if isinstance(preprocessing, BaseImageProcessor) else None
+        self.patches = Patches(model, processor) if takes_patches(model) else None
+        if self.patches is not None and preprocessing is None:
+            preprocessing = self.patches.processor
+        self.preprocessing = Preprocessing.of(model if preprocessing is None else preprocessing)
         self.size = self._size(resize)
+        self.image_size: tuple[int, int] | None = None
+        self._extra: dict[str, Any] = {}
+        self._parking: Parking | None = None
+        if image_size is not None:
+            self.set_image_size(image_size)
         self.channels = image_channels(model) or (self.preprocessing.channels if self.preprocessing else None)
         self._warned = False
         self.take_part(weight=weight, classes=classes, layers=layers, samples=samples)
@@ -118,14 +139,14 @@ class Teacher:
             init_kwargs: Keyword arguments for `from_pretrained`, where `source` is a hub id or a folder.
             student: Refuse a `source` that shares weights with this model, before it is frozen.
             settings: What the class takes beside the model: weight, classes, layers, samples, preprocessing, resize,
-                license. Of a `Teacher`, the first four are changed in place.
+                image_size, license. Of a `Teacher`, the first four are changed in place.
 
         Raises:
             TypeError: `source` is none of these.
             ValueError: no such repository, revision or folder; no safetensors weights; weights that do not fill the
                 model; an unknown `dtype`.
         """
-        dtype = _dtype(dtype)
+        dtype = teacher_dtype(dtype)
         if isinstance(source, nn.Module | Teacher):
             model = source if isinstance(source, nn.Module) else source.model
             if student is not None:
@@ -143,6 +164,31 @@ class Teacher:
         loaded = load_pretrained(os.fspath(source), dtype=dtype, options=dict(init_kwargs or {}))
         found = {"name": loaded.name, "revision": loaded.revision, "preprocessing": loaded.preprocessing}
         return cls(loaded.model, **found | settings)
+
+    def set_image_size(self, size: int | tuple[int, int]) -> None:
+        """Has it see images of this size, in pixels: a side, or (height, width).
+
+        Position embeddings are interpolated: by transformers' models at every call, by timm's once, in place. A model
+        that takes patches (NaFlex) gets as many as such an image has.
+
+        Raises:
+            ValueError: not above 0, no multiple of the model's patches, or a model that takes one size only.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        self._extra = accept_image_size(self._model, (height, width), self.title)
+        self.image_size = self.size = (height, width)
+        if self.patches is not None:
+            self.patches.count = (height // self.patches.side) * (width // self.patches.side)
+            self.size = None  # its processor brings images to whole patches
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compiles the model in place, as `model.compile(backend=...)` does, unless it is compiled."""
+        if not is_compiled(self._model):
+            self._model.compile(backend=backend)
+
+    def park(self, device: torch.device | str) -> None:
+        """Keeps its weights on the CPU, and brings them to a device only while it runs."""
+        self._parking = Parking(self._model, torch.device(device))
 
     def take_part(self, **settings: Any) -> None:
         """Changes its role among several teachers: weight, classes, layers, samples (see the class).
@@ -181,6 +227,12 @@ class Teacher:
         """Data type of its weights."""
         return next((p.dtype for p in self._model.parameters() if p.is_floating_point()), torch.float32)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        first = next(self._model.parameters(), None)
+        return self._parking.device if self._parking else first.device if first is not None else torch.device("cpu")
+
     def __repr__(self) -> str:
         revision = f"@{self.revision[:8]}" if self.revision else ""
         return f"Teacher({self.title}{revision})"
@@ -192,9 +244,12 @@ class Teacher:
             The logits; None for a model without a head.
         """
         model = self.model
-        with torch.no_grad():  # not inference mode: what taps record here becomes a constant of an autograd function
-            names, _ = forward_parameters(model)
-            if set(inputs) <= set(names) or _takes_any(model):
+        with (
+            self._parking or contextlib.nullcontext(),
+            torch.no_grad(),
+        ):  # not inference mode: what taps record here becomes a constant of an autograd function
+            names, anything = forward_parameters(model)
+            if set(inputs) <= set(names) or anything:
                 outputs = model(**inputs)
             else:
                 outputs = model(*inputs.values())
@@ -238,8 +293,10 @@ class Teacher:
                 f"{', '.join(inputs) or 'no columns'}, the teacher takes {', '.join(names)}"
             )
         if _IMAGES in taken and not own:
-            taken[_IMAGES] = self._converted(taken[_IMAGES], preprocessing)
-        return {name: self._cast(value) for name, value in taken.items()}
+            taken |= self._converted(taken[_IMAGES], preprocessing)
+        if self.patches is not None:
+            taken = without_padding(taken)
+        return {name: self._cast(value) for name, value in taken.items()} | self._extra
 
     def check_input(self, inputs: Mapping[str, Any], preprocessing: Preprocessing | None = None) -> None:
         """Runs the teacher once, to see whether it takes a batch.
@@ -309,27 +366,28 @@ class Teacher:
             )
         return known if resize else None
 
-    def _converted(self, images: Any, preprocessing: Preprocessing | None) -> Any:
+    def _converted(self, images: Any, preprocessing: Preprocessing | None) -> dict[str, Any]:
         if not isinstance(images, Tensor) or images.dim() != 4:
-            return images
+            return {_IMAGES: images}
         known = self.preprocessing is not None and self.preprocessing.normalises
-        if known and not (preprocessing is not None and preprocessing.normalises) and not self._warned:
+        told = preprocessing is not None and preprocessing.normalises
+        if known and not told and not self._warned:
             self._warned = True
             logger.warning(
                 "How the student's pixel_values were normalised is not known: the teacher %s gets them as they are. "
                 "Give the student's image processor as processing_class, or a column teacher_pixel_values.",
                 self.title,
             )
-        return convert_images(images, preprocessing, self.preprocessing, size=self.size, channels=self.channels)
+        if self.patches is not None:
+            plain = convert_images(images, preprocessing, _PLAIN if told else None)
+            return self.patches(plain, normalise=told)
+        size, channels = self.size, self.channels
+        return {_IMAGES: convert_images(images, preprocessing, self.preprocessing, size=size, channels=channels)}
 
     def _cast(self, value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.to(self.dtype)
         return value
-
-
-def _takes_any(model: nn.Module) -> bool:
-    return forward_parameters(model)[1]
 
 
 def _logits(outputs: Any, model: nn.Module) -> Tensor | None:
@@ -339,12 +397,3 @@ def _logits(outputs: Any, model: nn.Module) -> Tensor | None:
         outputs = outputs[0] if outputs else None
     headless = getattr(model, "num_classes", None) == 0  # a timm model without a head gives pooled features
     return outputs if isinstance(outputs, Tensor) and outputs.dim() == 2 and not headless else None
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    name = str(dtype).removeprefix("torch.")
-    if name not in _DTYPES:
-        raise ValueError(f"unknown data type {dtype!r} for a teacher: choose one of {', '.join(_DTYPES)}")
-    return name if name == "auto" else getattr(torch, name)

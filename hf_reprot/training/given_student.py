@@ -7,12 +7,13 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..config import OTTransferConfig
 from ..data.dataset_columns import Columns, find_columns
 from ..data.labels import REGRESSION, label_names, problem_of
 from ..models.loading import explained
+from ..models.processors import image_processor
 from ..models.student import as_student, load_student
 from ..utils.hub_ids import split_revision
 
@@ -51,7 +52,7 @@ def image_processor_of(source: str, *, trust_remote_code: bool = False) -> Any:
     """
     repo, revision = split_revision(source)
     with explained(source, {}, what="student's image processor"):
-        return AutoImageProcessor.from_pretrained(repo, revision=revision, trust_remote_code=trust_remote_code)
+        return image_processor(repo, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def _loaded(source: str, processing_class: Any, args: OTTransferConfig, train: Any) -> tuple[PreTrainedModel, Any]:

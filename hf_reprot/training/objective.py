@@ -249,7 +249,7 @@ class TransferObjective:
             ValueError: the run that wrote it started from other weights, or had other layer pairs or other modules that
                 trained along.
         """
-        device = next(self.teachers[0].model.parameters()).device if self.teachers else torch.device("cpu")
+        device = self.teachers[0].device if self.teachers else torch.device("cpu")
         state = {_present_name(name): value for name, value in state.items()}
         for term in self.terms:
             term.load_state_dict(state, device)

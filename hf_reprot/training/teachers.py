@@ -23,7 +23,7 @@ def load_teachers(teacher_model: Any, args: OTTransferConfig, student: nn.Module
 
     Args:
         teacher_model: What `OTTransferTrainer` takes. A mapping has the teacher under "id" and, if wanted, its weight,
-            classes, layers, dtype, preprocessing ({mean, std, size}), resize and license: see `Teacher`.
+            classes, layers, dtype, preprocessing ({mean, std, size}), resize, image_size and license: see `Teacher`.
         args: The settings: those of teachers hold for each that has none of its own.
         student: Refuse a teacher that shares weights with it.
 

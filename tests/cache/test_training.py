@@ -214,7 +214,7 @@ def test_several_caches(tmp_path):
     assert _same(other, _trained(cached_trainer(tmp_path / "cached", [ours, theirs], teacher=weighed(), **settings)))
     with pytest.raises(ValueError, match="'resize' is said when the cache is built"):
         cached_trainer(tmp_path / "a", ours, teacher=[{"id": "org/teacher", "resize": True}])
-    with pytest.raises(ValueError, match="teacher_sharded spreads a teacher's weights, and teacher_features has none"):
+    with pytest.raises(ValueError, match="teacher_sharded is about a teacher's weights, and teacher_features has none"):
         cached_trainer(tmp_path / "a", ours, teacher_sharded=True)
 
 
