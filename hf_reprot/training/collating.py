@@ -16,6 +16,7 @@ from ..data.labels import read_labels
 from ..data.tokens import TeacherTokenCollator, pad_token_of
 from ..models.modules import class_name, class_names, is_headless
 from ..models.teacher import Teacher
+from .labels import check_maps
 
 # Students whose labels are no classes: their images and targets go through a processor together.
 _DENSE = ("Segmentation", "ObjectDetection", "DepthEstimation")
@@ -62,6 +63,8 @@ def default_collator(
     Raises:
         ValueError: raw images without a processor; or as `collator_for_images`.
     """
+    if args.task_weight > 0 and not own_loss:
+        check_maps(student, train)
     if isinstance(processing_class, BaseImageProcessor):
         return collator_for_images(processing_class, args, student, train, evaluation, own_loss=own_loss)
     if isinstance(processing_class, PreTrainedTokenizerBase):

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from ..config import OTTransferConfig
+from ..data.dataset_columns import features_of, type_text
 from ..losses.distillation import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..models.modules import class_count
 
@@ -113,12 +115,14 @@ class LabelRule:
         problem: As `problem_of` gives it; None: the labels' dtype says it.
         count: Number of outputs.
         ignored: The label that the student's loss leaves out.
+        maps: Whether each sample has many labels: one a token or a pixel.
     """
 
     names: tuple[str, ...]
     problem: str | None
     count: int
     ignored: int = IGNORED
+    maps: bool = False
 
     @classmethod
     def of(cls, student: nn.Module, names: Sequence[str]) -> LabelRule | None:
@@ -129,7 +133,7 @@ class LabelRule:
             return None
         pixels = kind == "ForSemanticSegmentation"
         ignored = getattr(base.config, "semantic_loss_ignore_index", 255) if pixels else IGNORED
-        return cls(tuple(names), problem_of(student), count, ignored)
+        return cls(tuple(names), problem_of(student), count, ignored, kind in _TOKENS)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Looks at the labels of a batch on the host: on a GPU, a class that there is not ends the process.
@@ -140,6 +144,8 @@ class LabelRule:
         labels = next((batch[name] for name in self.names if isinstance(batch.get(name), Tensor)), None)
         if labels is None or labels.numel() == 0:
             return
+        if labels.dim() > 2 and not self.maps:
+            raise ValueError(maps_refused("the student", f"the labels have the shape {tuple(labels.shape)}"))
         problem = self.problem or (MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL)
         if problem == SINGLE_LABEL:
             self._check_classes(labels)
@@ -191,6 +197,38 @@ class LabelRule:
             )
         if not labels.isfinite().all():
             raise ValueError("a label is not finite, and problem_type='regression' leaves none out: take that row out")
+
+
+def maps_refused(student: str, found: str) -> str:
+    """What is said of labels that are maps, to a student that answers once a sample."""
+    return (
+        f"{student} answers once a sample, and {found}: give a student for them, such as one of "
+        "AutoModelForSemanticSegmentation, or set task_weight=0 to train on the teacher alone"
+    )
+
+
+def check_maps(student: Any, dataset: Any) -> None:
+    """Refuses columns of labels that are maps, for a student that answers once a sample: before training.
+
+    Raises:
+        ValueError: it names the column and its type.
+    """
+    if not isinstance(dataset, Dataset) or getattr(_base(student), "loss_type", None) not in _FOLLOW:
+        return
+    features = features_of(dataset) or {}
+    for name in ("labels", "label"):
+        if name in features and _depth(features[name]) > 1:
+            kind = type_text(features[name])
+            raise ValueError(maps_refused(type(_base(student)).__name__, f"the column {name!r} holds {kind}"))
+
+
+def _depth(feature: Any) -> int:
+    """How many axes the values of a column have."""
+    shape = getattr(feature, "shape", None)  # Array2D and the like
+    if isinstance(shape, tuple):
+        return len(shape)
+    inner = getattr(feature, "feature", None)
+    return 0 if inner is None else 1 + _depth(inner)
 
 
 def checked_labels(collator: Any, student: nn.Module, label_names: Sequence[str] | None) -> Any:

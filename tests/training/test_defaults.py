@@ -135,3 +135,18 @@ def test_more_classes_than_the_student_has(tmp_path):
     processor = ViTImageProcessor(size={"height": IMAGE, "width": IMAGE})
     with pytest.raises(ValueError, match=r"4 classes|num_labels=4"):
         make_trainer(tmp_path, data=colours(), trainer={"processing_class": processor})
+
+
+def test_masks_for_a_student_that_answers_once_an_image(tmp_path):
+    rows = {"pixel_values": np.zeros((4, 3, IMAGE, IMAGE), np.float32), "labels": np.zeros((4, 2, 2), np.int64)}
+    masks = datasets.Dataset.from_dict(rows).with_format("torch")
+    with pytest.raises(ValueError, match=r"ViTForImageClassification answers once a sample.*'labels' holds list of list of int64"):
+        make_trainer(tmp_path, data=masks)
+    make_trainer(tmp_path, data=masks, task_weight=0.0)  # no label takes part
+
+    class Masks(Images):  # tells nothing before its first batch
+        def __getitem__(self, index):
+            return {"pixel_values": self.pixels[index], "labels": torch.zeros(2, 2, dtype=torch.long)}
+
+    with pytest.raises(ValueError, match=r"labels have the shape \(8, 2, 2\)"):
+        make_trainer(tmp_path, data=Masks(8)).train()
