@@ -16,6 +16,7 @@ import yaml
 
 from ..utils.hub_tokens import token_in, without_tokens
 from ..utils.messages import did_you_mean
+from ..utils.strict_json import UnclearJson, check_json
 
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # mappings and lists inside each other
@@ -79,6 +80,13 @@ def read_recipe_file(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"the recipe {path} names {_short(name)}, which is no setting.{hint}")
         if _is_endless(value):
             raise ValueError(f"the recipe {path} gives {name} the value {_short(value)}: it takes finite numbers")
+        for part in _json_in(value):
+            try:
+                check_json(part)
+            except UnclearJson as error:
+                raise ValueError(
+                    f"the recipe {path} gives {name} JSON that is unclear: {_hidden(str(error))}"
+                ) from None
         if not _fits(value, settings[name]):
             raise ValueError(
                 f"the recipe {path} gives {name} the value {_short(value)}, and it takes "
@@ -193,12 +201,21 @@ def _hint(value: Any, hint: Any) -> str:
     return f" (YAML reads {_WORDS[value]} so: put the word in quotes)" if word else ""
 
 
+def _json_in(value: Any) -> list[str]:
+    """The JSON objects that stand as text anywhere in a value, as on the command line."""
+    if isinstance(value, Mapping):
+        return [text for item in value.values() for text in _json_in(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _json_in(item)]
+    return [value] if isinstance(value, str) and value.lstrip().startswith("{") else []
+
+
 def _asks_for(name: str, value: Any) -> str | None:
     """The name of what only a person may set, where it stands in a setting with a value that switches it on."""
     left = [{name: value}]
     while left:
         item = left.pop()
-        if isinstance(item, str) and item.lstrip().startswith("{"):  # JSON, as on the command line
+        if isinstance(item, str) and _json_in(item):
             with contextlib.suppress(ValueError, RecursionError):
                 item = json.loads(item)
         if isinstance(item, Mapping):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..models.student import create_timm_student, load_student
 from ..training.given_student import image_processor_of
 from ..utils.hub_ids import split_revision
 from ..utils.messages import nearest
+from ..utils.strict_json import load_json
 
 __all__ = ["is_new", "json_object", "student_and_processor", "teacher_classes"]
 
@@ -98,9 +98,9 @@ def json_object(name: str, text: str) -> dict[str, Any]:
         ValueError: it is none.
     """
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
+        value = load_json(text)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a JSON object such as '{{\"depth\": 6}}', got {text}")
     return value

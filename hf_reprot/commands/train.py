@@ -26,6 +26,7 @@ from ..trainer import OTTransferTrainer
 from ..training.collating import check_label, collator_for_images
 from ..utils.messages import did_you_mean
 from ..utils.running import accuracy
+from ..utils.strict_json import UnclearJson, check_json
 from .head import check_head, fit_recipe_head, labelled_data
 from .recipe_file import read_recipe_file
 from .students import is_new, json_object, student_and_processor, teacher_classes
@@ -106,6 +107,13 @@ def parse_recipe(arguments: Sequence[str], recipe_file: str | Path | None = None
     parser = _Parser(kinds, prog="hf-reprot train", allow_abbrev=False)
     if recipe_file is not None:
         parser.set_defaults(**_read_recipe(Path(recipe_file)))
+    for flag, argument in zip(["", *arguments], arguments, strict=False):
+        name, _, value = argument.partition("=") if argument.startswith("--") else (flag, "", argument)
+        if value.lstrip().startswith("{"):
+            try:
+                check_json(value)
+            except UnclearJson as error:
+                raise ValueError(f"{name} holds JSON that is unclear: {error}") from None
     try:
         recipe, config, rest = parser.parse_args_into_dataclasses(args=list(arguments), return_remaining_strings=True)
     except (ImportError, OverflowError) as error:  # DeepSpeed that is not installed; a number that no machine has

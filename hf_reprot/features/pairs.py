@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..utils.messages import did_you_mean
+from ..utils.strict_json import load_json
 from .architecture import block_layers, last_layer, spread, stage_layers
 from .paths import LayerName, resolve_path, unwrap
 
@@ -83,8 +83,8 @@ def match_pairs(
 def _pairs_of(spec: Any, student: nn.Module, teachers: Sequence[nn.Module], positions: str) -> list[LayerPair]:
     if isinstance(spec, str) and spec.strip().startswith("{"):
         try:
-            spec = json.loads(spec)
-        except json.JSONDecodeError as error:
+            spec = load_json(spec)
+        except ValueError as error:
             raise ValueError(f"layer_pairs: {spec!r} is no JSON ({error}). {_LEGAL}") from error
     if isinstance(spec, Mapping):
         return [_from_mapping(spec, student, teachers, positions)]

@@ -36,12 +36,15 @@ class Start:
         name: Hub id, or the name of the folder.
         revision: Commit on the Hub.
         license: Licence of those weights.
+        new_classes: Of how many classes the head did not come from there, and had new random weights; None where it
+            came from there, or nobody knows.
     """
 
     kind: str = "unrecorded"
     name: str | None = None
     revision: str | None = None
     license: License | None = None
+    new_classes: int | None = None
 
 
 @dataclass

@@ -75,7 +75,13 @@ def start_sentence(record: RunRecord) -> str:
     place = start_link(record)
     if record.start.kind == "unrecorded":
         return "in a way that was not recorded"
-    return place if record.start.kind == "scratch" else f"from {place}"
+    if record.start.kind == "scratch":
+        return place
+    new, classes = record.start.new_classes, record.classes
+    if not new:
+        return f"from {place}"
+    what = "the head" if classes is None or new >= classes else f"{new} of the head's {classes} classes"
+    return f"from {place}; {what} from new random weights"
 
 
 def data_link(data: DataFacts, split: bool = True) -> str:

@@ -22,7 +22,7 @@ def settle_rows(
     make: Callable[[PreTrainedConfig], PreTrainedModel],
     load: Callable[[], nn.Module],
     title: str,
-) -> None:
+) -> list[str] | None:
     """Moves the rows of a loaded student's head to the classes that they belong to by name.
 
     Rows of classes that the head had by name are moved to their new places, all others start anew.
@@ -34,12 +34,15 @@ def settle_rows(
         make: Makes the architecture of a config, with new weights.
         load: Loads the student as it was saved.
         title: What to call the source.
+
+    Returns:
+        The classes whose rows are new, with random weights; None where the head is as it was loaded.
     """
     if before is None:
-        return
+        return None
     same_size = len(before) == len(names)
     if same_size and names_at_their_places(before, names) is not None:
-        return
+        return None
     rows = {} if only_counts(before) and only_counts(names) else _common(before, names)
     if same_size or rows:
         places = class_dimensions(student.config, make)
@@ -55,6 +58,7 @@ def settle_rows(
         logger.info("The head of %s keeps the rows of %s, by name; new are: %s.", title, kept, shown(new) or "none")
     else:
         logger.info("The head of %s was for other classes (%s): the student's is new.", title, shown(before))
+    return new
 
 
 def class_dimensions(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], nn.Module]) -> dict[str, int]:

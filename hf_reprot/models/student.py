@@ -35,7 +35,7 @@ from .class_rows import settle_rows
 from .classes import name_classes
 from .loading import Place, check_fit, explained, locate, mend_timm
 from .model_size import check_memory, check_numbers, check_size
-from .modules import names_of_config, some
+from .modules import class_count, names_of_config, some
 from .shared_tensors import shared_undeclared
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,9 @@ def _load_student(
             student, report = AutoModel.from_pretrained(place.path, add_pooling_layer=False, **rest)
         heads = [path for path in head_paths(student) if path]
         new = check_fit(student, report, name=place.name, what="student", heads=heads)
+        head_is_new = any(key.startswith(f"{path}.") for key in new for path in heads)
+        student.new_classes = class_count(student) if head_is_new else None  # for the card
+        had_none = head_is_new and not report.get("mismatched_keys")
         if new:
             logger.warning(
                 "The head of the student %s (%s) is new, with random weights: %s",
@@ -194,7 +197,9 @@ def _load_student(
     if label_names is not None:
         name_classes(student, label_names)
         if not from_scratch:
-            _settle_head(student, place, label_names, given)
+            fresh = _settle_head(student, place, label_names, given)
+            if fresh is not None and not had_none:
+                student.new_classes = len(fresh)
     return student
 
 
@@ -221,8 +226,10 @@ def _forget_classes(config: PreTrainedConfig, auto_class: Any) -> None:
         config.num_labels = 2  # what transformers writes where nothing is said
 
 
-def _settle_head(student: PreTrainedModel, place: Place, names: Sequence[str], options: dict[str, Any]) -> None:
-    """Makes sure that every row of the head stands under the name of its own class."""
+def _settle_head(
+    student: PreTrainedModel, place: Place, names: Sequence[str], options: dict[str, Any]
+) -> list[str] | None:
+    """Makes sure that every row of the head stands under the name of its own class; see `settle_rows`."""
     trust = options.get("trust_remote_code", False)
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
     options = {name: value for name, value in options.items() if name != "use_safetensors"}
@@ -237,7 +244,7 @@ def _settle_head(student: PreTrainedModel, place: Place, names: Sequence[str], o
             place.path, config=config, use_safetensors=True, **options
         )
 
-    settle_rows(student, names, names_of_config(config), make, load, place.name)
+    return settle_rows(student, names, names_of_config(config), make, load, place.name)
 
 
 def wrap_timm(

@@ -69,6 +69,7 @@ def collect_record(
     """
     args, student, log = trainer.args, student_of(trainer), trainer.state.log_history
     start = start_of(student, said.get("finetuned_from") or getattr(student, "weights_from", None))
+    start.new_classes = getattr(student, "new_classes", None)
     record = RunRecord(
         name=name,
         student=model_facts(student, speed=speeds.get("student")),

@@ -17,6 +17,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from .strict_json import load_json
+
 SUFFIX = ".safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -51,7 +53,7 @@ def check_file(path: str | Path) -> Shapes:
             (length,) = struct.unpack("<Q", file.read(8))
             if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
                 raise ValueError(f"its header would have {length:,} bytes, the file has {size:,}")
-            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_once)
+            header = load_json(file.read(length).decode("utf-8"))
         return _shapes(header, size - 8 - length)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -258,13 +260,6 @@ def _check_name(name: Any, where: str) -> None:
 
 def _is_plain(name: str) -> bool:
     return re.fullmatch(r"[^/\\:\x00-\x1f]+", name) is not None and name not in (".", "..")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("its header has a name twice")
-    return content
 
 
 def _shapes(header: Any, data: int) -> Shapes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .messages import did_you_mean
 
@@ -14,6 +15,54 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
+
+
+class UnclearJson(ValueError):
+    """JSON that Python would read, though it says two things at once, or holds what is no number."""
+
+
+def load_json(text: str | bytes) -> Any:
+    """`json.loads`, but for a name that stands twice in an object, of which Python takes the last without a word, and
+    for NaN and Infinity, which JSON does not have.
+
+    Raises:
+        UnclearJson: it holds one of these.
+        json.JSONDecodeError: it is no JSON. Both are ValueErrors.
+
+    Example:
+        >>> load_json('{"depth": 6, "depth": 9}')
+        Traceback (most recent call last):
+            ...
+        hf_reprot.utils.strict_json.UnclearJson: "depth" stands twice in one object: keep one
+    """
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+
+
+def check_json(text: str) -> None:
+    """Refuses what `load_json` calls unclear, in text that is JSON; other text is none of its business.
+
+    Raises:
+        UnclearJson: see there.
+    """
+    try:
+        load_json(text)
+    except UnclearJson:
+        raise
+    except (ValueError, RecursionError):
+        return
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise UnclearJson(f"{json.dumps(name[:60])} stands twice in one object: keep one")
+        content[name] = value
+    return content
+
+
+def _no_number(word: str) -> NoReturn:
+    raise UnclearJson(f"{word} is no number: it takes finite ones")
 
 
 def from_mapping(cls: type[T], data: Any, where: str = "") -> T:

@@ -8,6 +8,7 @@ from hf_reprot.hub.facts import DataFacts, ModelFacts, Start
 from hf_reprot.hub.licenses import License
 from hf_reprot.hub.paper import _paper
 from hf_reprot.hub.record import RECORD_FILE, Evaluation, RunRecord
+from hf_reprot.hub.sections import fact_rows
 from tests.hub.samples import COMMIT, record
 from tests.hub_server.card import check_card, front_matter
 
@@ -77,6 +78,19 @@ def test_the_origin_of_the_weights_is_the_base_model_and_the_teacher_is_not():
     assert "base_model" not in front_matter(render_card(folder))
     adapter = record(start=HUB_START, student=ModelFacts("s", "ViT", "peft", 1))
     assert front_matter(render_card(adapter))["base_model_relation"] == "adapter"
+
+
+def test_the_part_of_a_head_that_is_new_is_said():
+    for new, said in (
+        (None, ")\n"),
+        (0, ")\n"),
+        (3, "; 3 of the head's 10 classes from new random weights\n"),
+        (10, "; the head from new random weights\n"),
+    ):
+        start = Start("hub", "google/vit", COMMIT, None, new)
+        line = next(row for row in fact_rows(record(start=start, classes=10)) if row[0] == "Student's weights started")
+        assert f"{line[1]}\n".endswith(said)
+        assert line[1] in render_card(record(start=start, classes=10))
 
 
 def test_the_text_names_everything():

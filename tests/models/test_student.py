@@ -226,14 +226,20 @@ def test_layers_that_the_config_leaves_out_are_a_misfit_and_other_parts_are_not(
 
 def test_a_new_head_is_said(tmp_path, caplog):
     folder = _start("vit", tmp_path)
-    load_student(folder, NAMES)
+    assert load_student(folder, NAMES).new_classes is None
     assert not caplog.records
-    load_student(folder, ["cat", "dog"])
+    assert load_student(folder, ["cat", "dog"]).new_classes == 2
     assert "(classifier) is new, with random weights: the checkpoint's is for other classes" in caplog.text
     caplog.clear()
     _edited(folder, lambda w: {name: value for name, value in w.items() if "classifier" not in name})
-    load_student(folder, NAMES)
+    assert load_student(folder, NAMES).new_classes == len(NAMES)
     assert "is new, with random weights: the checkpoint has none" in caplog.text
+
+
+@pytest.mark.parametrize("names", [[*NAMES, "new"], [NAMES[0], "new", *NAMES[2:]], NAMES[::-1]])
+def test_the_classes_whose_rows_are_new_are_counted(tmp_path, names):
+    save(load_student(_start("vit", tmp_path / "unnamed"), NAMES), tmp_path / "named")
+    assert load_student(tmp_path / "named", names).new_classes == len(set(names) - set(NAMES))
 
 
 DAMAGES = {
