@@ -184,6 +184,12 @@ def _everything(folder):
         ("ot_weight: 1\nseed: 3\not_weight: 2\n", "gives ot_weight twice (line 6): keep one"),
         ("teacher: [{id: a, id: b}]\n", "gives id twice (line 4): keep one"),
         ("teacher: {<<: {id: a}, weight: 1}\n", "merges mappings (<<, line 4)"),
+        (
+            'teacher_model_init_kwargs: \'{"a": 1, "a": 2}\'\n',
+            'gives teacher_model_init_kwargs JSON that is unclear: "a" stands twice in one object',
+        ),
+        ('teacher: [{id: a, classes: \'{"x": {"b": 1, "b": 1}}\'}]\n', '"b" stands twice in one object: keep one'),
+        ("student_model_args: '{\"a\": Infinity}'\n", "Infinity is no number"),
         ("run_name: 2024-99-99\n", "holds a value that cannot be read"),
         ("hub_token: x\n", "holds a token of the Hub"),
     ],
@@ -192,6 +198,15 @@ def test_values_that_mean_nothing_and_names_that_stand_twice(write, text, messag
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         parse_recipe([], write(BASE + text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["lr_scheduler_kwargs", "student_model_args", "layer_pairs"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_flags_are_read_as_a_recipe_is(write, flag, joined):
+    given = '{"power": 1, "power": 2}'
+    arguments = [f"--{flag}={given}"] if joined else [f"--{flag}", given]
+    with pytest.raises(ValueError, match=f'--{flag} holds JSON that is unclear: "power" stands twice'):
+        parse_recipe(arguments, write(BASE))
 
 
 @pytest.mark.parametrize("token", ["hf_" + "Ab12" * 8, "hf_oauth_" + "Ab-1._" * 6, "api_org_" + "Ab12" * 8])
