@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-OTHER = "Other settings"
-
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with each page: puts tables in the place of the comments."""
@@ -34,36 +32,24 @@ def settings_tables() -> str:
 
 
 def setting_groups() -> dict[str, list[str]]:
-    """The settings by the headings of `OTTransferConfig`'s docstring; those that it does not name come last."""
+    """The settings by the headings of `TransferSettings`' docstring; those that it does not name come last."""
     from hf_reprot import OTTransferConfig
+    from hf_reprot.settings.groups import transfer_groups
 
-    left = OTTransferConfig.transfer_fields()
-    groups: dict[str, list[str]] = {}
-    title = OTHER
-    for line in (OTTransferConfig.__doc__ or "").splitlines():
-        if heading := re.match(r"\s*> Parameters that (.*)", line):
-            title = heading[1][:1].upper() + heading[1][1:].rstrip(":")
-            continue
-        entry = re.match(r"        ([a-z0-9_, ]+)[:,]", line)
-        for name in re.split(r",\s*", entry[1]) if entry else ():
-            if name in left:
-                groups.setdefault(title, []).append(name)
-                left.remove(name)
-    if left:
-        groups[OTHER] = left
-    return groups
+    own = OTTransferConfig.transfer_fields()
+    return {title: [name for name in names if name in own] for title, names in transfer_groups().items()}
 
 
 def recipe_table() -> str:
     """What a recipe says beside the settings of the trainer."""
-    from hf_reprot.commands.train import Recipe
+    from hf_reprot.settings.recipe import Recipe
 
     return _field_table(dataclasses.fields(Recipe), flags=True)
 
 
 def cache_table() -> str:
     """What `hf-reprot cache` takes beside the recipe."""
-    from hf_reprot.commands.cache import CacheOptions
+    from hf_reprot.settings.cache import CacheOptions
 
     return _field_table(dataclasses.fields(CacheOptions), flags=True)
 

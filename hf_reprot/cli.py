@@ -12,16 +12,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
 
-from .hub.errors import HubError
-from .hub.privacy import redact
+from .settings.completion import CacheCommand, TrainCommand
+from .settings.names import COMPARED_LAYERS, POSITIONS
+from .utils.messages import check_choice
+
+# Nothing above imports torch, transformers or the Hub's client: help, completion and mistakes answer at once.
 
 app = typer.Typer(
     name="hf-reprot",
     help="Transfer a teacher's representation to a student by optimal transport between neurons.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -45,12 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FloatingPointError as error:  # a run that went wrong, not a mistake in what was typed
         print(f"hf-reprot: {error}", file=sys.stderr)
         code = 1
-    except (ValueError, TypeError, OSError, HubError, SafetensorError) as error:
+    except Exception as error:
+        if not _is_mistake(error):
+            raise
         code = _mistake(" ".join(str(error).split()) or type(error).__name__)
     raise SystemExit(code or 0)
 
 
+def _is_mistake(error: Exception) -> bool:
+    """Whether an error comes from what a user gave, or from the world, and not from a fault of the package."""
+    if isinstance(error, ValueError | TypeError | OSError):
+        return True
+    from safetensors import SafetensorError
+
+    from .hub.errors import HubError
+
+    return isinstance(error, HubError | SafetensorError)
+
+
 def _mistake(message: str) -> int:
+    from .hub.privacy import redact
+
     print(f"hf-reprot: error: {redact(message)}", file=sys.stderr)
     return 2
 
@@ -75,21 +91,27 @@ def demo(
 
 
 @app.command(
+    cls=TrainCommand,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     help="Train a student: hf-reprot train [RECIPE.yaml] [--processes N] [--setting value ...]; --help lists settings.",
 )
 def train(context: typer.Context) -> None:
     """Trains by a recipe, flags, or both."""
-    from .commands.train import parse_recipe, print_help, run_recipe
-
     arguments = list(context.args)
     if "--help" in arguments or "-h" in arguments:
-        print_help(console)
+        from .settings.help import print_train_help
+
+        print_train_help(console)
         return
     recipe_file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     processes = _pop_processes(arguments)
+    from .settings.parsing import check_early
+
+    check_early(arguments, recipe_file)
     if processes is not None:
         raise typer.Exit(_launch(processes, recipe_file, arguments))
+    from .commands.train import parse_recipe, run_recipe
+
     result = run_recipe(*parse_recipe(arguments, recipe_file))
     result.trainer.accelerator.end_training()  # processes part in order, not while Python takes itself apart
     if not result.trainer.is_world_process_zero():
@@ -104,19 +126,26 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(
+    cls=CacheCommand,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     help="Run a teacher once and keep its features: hf-reprot cache [RECIPE.yaml] --output_dir FOLDER [--setting value "
     "...]; --help lists settings.",
 )
 def cache(context: typer.Context) -> None:
     """Builds a feature cache for the training run that the same recipe and flags describe."""
-    from .commands.cache import cache_recipe, parse_cache, print_cache_help
-
     arguments = list(context.args)
     if "--help" in arguments or "-h" in arguments:
+        from .settings.help import print_cache_help
+
         print_cache_help(console)
         return
     recipe_file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    from .settings.cache import split_cache_options
+    from .settings.parsing import check_early
+
+    check_early(split_cache_options(arguments)[1], recipe_file)
+    from .commands.cache import cache_recipe, parse_cache
+
     built = cache_recipe(*parse_cache(arguments, recipe_file))
     table = Table("cache", "value")
     for name, value in built.facts().items():
@@ -131,7 +160,7 @@ def compare(
     b: Annotated[str, typer.Argument(help="Hub id or folder of the model to compare it with.")],
     dataset: Annotated[str, typer.Option(help='Images: a hub id, a folder, or "digits".')],
     folder: Annotated[Path, typer.Option(help="Output folder for the numbers and heat maps.")] = Path("comparison"),
-    samples: Annotated[int, typer.Option(help="Maximum number of images.")] = 256,
+    samples: Annotated[int, typer.Option(help="Maximum number of images.", min=3)] = 256,
     split: Annotated[
         str | None, typer.Option(help="Split of the data set; default: test, validation, or the first.")
     ] = None,
@@ -140,6 +169,8 @@ def compare(
     device: Annotated[str, typer.Option(help="Device to run the models on.")] = "cpu",
 ) -> None:
     """Compare two models' representations layer by layer, by transport between their neurons."""
+    check_choice("layers", layers, COMPARED_LAYERS)
+    check_choice("positions", positions, POSITIONS)
     from .commands.compare import compare_models
 
     found = compare_models(
@@ -156,8 +187,8 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help='Labelled images: a hub id, a folder, or "digits".')],
     teacher: Annotated[list[str] | None, typer.Option(help="Another model beside it; may be repeated.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Images at most.")] = None,
-    neighbours: Annotated[int | None, typer.Option(help="k; default: by the numbers of images and classes.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images at most.", min=3)] = None,
+    neighbours: Annotated[int | None, typer.Option(help="k; default: by images and classes.", min=1)] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of the images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a forward pass.", min=1)] = 32,

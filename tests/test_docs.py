@@ -17,8 +17,8 @@ import typer
 
 from hf_reprot import OTTransferConfig
 from hf_reprot.cli import app
-from hf_reprot.commands.cache import CacheOptions
-from hf_reprot.commands.train import Recipe
+from hf_reprot.settings.cache import CacheOptions
+from hf_reprot.settings.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -173,8 +173,9 @@ def _wrong_script_flags(script: Path, words: list[str]) -> list[str]:
 
 
 def _wrong_flags(words: list[str]) -> list[str]:
-    commands = typer.main.get_command(app).commands
-    if words and words[0] == "COMMAND":
+    group = typer.main.get_command(app)
+    commands = group.commands
+    if words and (words[0] == "COMMAND" or words[0] in [name for p in group.params for name in p.opts]):
         return []
     if not words or words[0] not in commands:
         return [f"no command {words[:1]}"]

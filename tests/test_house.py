@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / "hf_reprot"
 # From the top. A room may import those below it, and its own modules.
 ORDER = [
     *("cli", "commands", "trainer", "experimental", "training", "cache", "hub", "plots", "config"),
-    *("models", "data", "features", "losses", "ot", "utils"),
+    *("models", "data", "features", "losses", "ot", "settings", "utils"),
 ]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..config import TOKENS
 from ..data.preprocessing import Preprocessing
 from ..models.teacher import Teacher
+from ..settings.names import TOKENS
 from ..utils.messages import check_choice
 from .builder import Builder, rows_and_collator
 from .reading import Reader

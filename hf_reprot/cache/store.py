@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import get_console
-from rich.progress import track
 from torch import Tensor
 
 from ..utils.hub_ids import split_revision
@@ -70,6 +68,9 @@ class FeatureCache:
         settings = self.manifest.settings
         self._shards = [Shard(self.folder / facts.file, facts, settings) for facts in self.manifest.shards]
         if verify:
+            from rich import get_console
+            from rich.progress import track
+
             quiet = not get_console().is_terminal
             for shard in track(self._shards, description="checking the cache", transient=True, disable=quiet):
                 shard.verify()

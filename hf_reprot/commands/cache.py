@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from ..cache.store import FeatureCache
 from ..config import OTTransferConfig
@@ -18,47 +12,10 @@ from ..data.preprocessing import Preprocessing
 from ..features.pairs import match_pairs
 from ..models.spec import parse_teacher
 from ..models.teacher import Teacher
+from ..settings.cache import CacheOptions, split_cache_options
+from ..settings.recipe import Recipe
 from ..training.teacher_images import settle_image_sizes
-from ..utils.messages import check_choice
-from .train import Recipe, parse_recipe, prepare, teachers_of
-
-DTYPES = ("float16", "bfloat16", "float32")
-
-
-@dataclass
-class CacheOptions:
-    """What a cache needs beside the recipe of the run; each field's help is in its metadata."""
-
-    layers: list[str] = dataclasses.field(
-        default_factory=list,
-        metadata={
-            "help": 'The teacher\'s layers: "last", "stages", "blocks", "stage:i", "block:i" or paths; left out: '
-            "those that layer_pairs of the run names."
-        },
-    )
-    dtype: str = dataclasses.field(
-        default="float16", metadata={"help": f"What features are kept in: {', '.join(DTYPES)}."}
-    )
-    positions: bool = dataclasses.field(
-        default=False, metadata={"help": "Keep every position; also where the run needs it (ot_positions=all)."}
-    )
-    epochs: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": 'Epochs whose augmented views are cached; left out: both views of "flip", num_train_epochs.'},
-    )
-    shard_rows: int | None = dataclasses.field(default=None, metadata={"help": "Rows per shard; default: about 64 MB."})
-    device: str | None = dataclasses.field(
-        default=None, metadata={"help": "Device for the teacher; default: a GPU if there is one."}
-    )
-    push_to: str | None = dataclasses.field(
-        default=None, metadata={"help": "Data set repository to push the cache to, name/features."}
-    )
-    public: bool = dataclasses.field(default=False, metadata={"help": "Make that repository public."})
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (--help lists all settings)")
+from .train import parse_recipe, prepare, teachers_of
 
 
 def parse_cache(
@@ -69,31 +26,8 @@ def parse_cache(
     Raises:
         ValueError: as `parse_recipe`; or a flag of the cache that does not parse.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    for field in dataclasses.fields(CacheOptions):
-        kinds: dict[str, dict[str, Any]] = {"layers": {"nargs": "+"}, "shard_rows": {"type": int}}
-        kinds |= {name: {"action": "store_true"} for name in ("positions", "public")}
-        parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **kinds.get(field.name, {}))
-    own, rest = parser.parse_known_args(list(arguments))
-    options = CacheOptions(**vars(own))
-    check_choice("dtype", options.dtype, DTYPES)
-    if options.epochs not in (None, "all") and not options.epochs.isdigit():
-        raise ValueError(f'--epochs takes a number of epochs or "all", got {options.epochs!r}')
-    if not any(argument.split("=")[0] == "--output_dir" for argument in rest):
-        raise ValueError("no folder for the cache given: pass --output_dir FOLDER")
+    options, rest = split_cache_options(arguments)
     return *parse_recipe(rest, recipe_file), options
-
-
-def print_cache_help(console: Console) -> None:
-    """The settings of a cache, with their defaults."""
-    console.print("hf-reprot cache [RECIPE.yaml] --output_dir FOLDER [--setting value ...]\n")
-    table = Table("setting", "default", "what it is", title="cache", title_justify="left")
-    for field in dataclasses.fields(CacheOptions):
-        default = [] if field.default is dataclasses.MISSING else field.default
-        table.add_row(f"--{field.name}", str(default), field.metadata["help"])
-    console.print(table)
-    console.print("and the settings of the training run that the cache is for, as `hf-reprot train --help` lists them:")
-    console.print("--teacher, --dataset, --student, --augmentation, --layer_pairs, --ot_positions, --seed, ...")
 
 
 def cache_recipe(recipe: Recipe, config: OTTransferConfig, options: CacheOptions) -> FeatureCache:

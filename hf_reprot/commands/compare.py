@@ -33,9 +33,9 @@ from ..ot.cost import cost_from_moments
 from ..ot.moments import PairMoments, pair_moments
 from ..plots.maps import layer_map_figure, layer_plan_figure, plan_figure
 from ..plots.style import save_figure
+from ..settings.names import COMPARED_LAYERS
 from ..utils.messages import check_choice
 
-LAYERS = ("blocks", "stages", "last")
 _DEFAULT_SIZE = (224, 224)
 
 
@@ -186,7 +186,7 @@ def compare_models(
         ValueError: models, layers or data that cannot be had or do not go together.
     """
     if isinstance(layers, str):
-        check_choice("layers", layers, LAYERS)
+        check_choice("layers", layers, COMPARED_LAYERS)
     if samples < 2:
         raise ValueError(f"samples must be at least 2, got {samples}")
     models = [_prepared(model, device) for model in (a, b)]

@@ -12,12 +12,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 from transformers import BaseImageProcessor
 
-from ..utils.messages import check_choice
+from ..settings.augmentation import ERASING, PLAIN, check_augmentation
 from .images import random_crop
 from .preprocessing import Preprocessing, convert_images
 
-PLAIN = "none"
-_CROPS = ("crop", "random-resized-crop")
 # With torchvision's own defaults where it has any; the jitter is timm's.
 _POLICIES: dict[str, Callable[[], Any]] = {
     "randaugment": v2.RandAugment,
@@ -26,37 +24,7 @@ _POLICIES: dict[str, Callable[[], Any]] = {
     "augmix": v2.AugMix,
     "color-jitter": lambda: v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
 }
-_ERASING = "random-erasing"
-AUGMENTATIONS = (PLAIN, "flip", *_CROPS, *_POLICIES, _ERASING)
 _RAW = Preprocessing(mean=(0.0,), std=(1.0,))  # values in [0, 1]
-
-
-def check_augmentation(asked: str) -> str:
-    """The names that an augmentation is made of, as they are written here.
-
-    Args:
-        asked: Names of `AUGMENTATIONS` joined by "+", such as "random-resized-crop+flip+randaugment". Case, `_` for `-`
-            and "colour" do not count.
-
-    Raises:
-        ValueError: an unknown name (the nearest is named), one that stands there twice, two crops, or "none" among
-            others.
-    """
-    names = [_plain(name) for name in str(asked).split("+")]
-    for name in names:
-        check_choice("augmentation", name, AUGMENTATIONS, "or several joined by '+', as in 'crop+flip'")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"augmentation {asked!r} names {twice!r} twice: once is enough")
-    if PLAIN in names and len(names) > 1:
-        raise ValueError(f"augmentation {asked!r} has 'none' among others: leave it out, or the others")
-    if all(crop in names for crop in _CROPS):
-        raise ValueError(f"augmentation {asked!r} names two crops: choose 'crop' or 'random-resized-crop'")
-    return "+".join(names)
-
-
-def _plain(name: str) -> str:
-    return name.strip().lower().replace("_", "-").replace("colour", "color")
 
 
 class Augmentation:
@@ -96,7 +64,7 @@ class Augmentation:
             steps.insert(0, v2.RandomResizedCrop(self._final.size, interpolation=v2.InterpolationMode.BICUBIC))
         if steps:
             self._policy = v2.Compose(steps)
-        if _ERASING in names:
+        if ERASING in names:
             self._erasing = v2.RandomErasing()
 
     @property

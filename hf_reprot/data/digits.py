@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, Split
 from PIL import Image as PILImage
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 NAME = "digits"
 _CITATION = """@misc{alpaydin1998optical,
@@ -34,6 +32,10 @@ def load_digits_dataset(seed: int = 0, *, validation: int = 300, test: int = 300
     Raises:
         ValueError: sizes that leave nothing to train on.
     """
+    # not before someone wants the digits: scikit-learn takes as long to import as torch
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     count = len(digits.target)
     if validation < 10 or test < 10 or validation + test > count - 10:

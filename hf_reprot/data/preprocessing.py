@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
 from ..features.architecture import config_of, timm_settings
+from ..utils.lazy import late_module
 
+timm = late_module("timm")
 logger = logging.getLogger(__name__)
 
 # One-coloured images: from what a processor makes of them follows its normalisation, whatever its settings are called.

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import jinja2
 
-from ..plots.charts import comparison_figure, curves_figure
-from ..plots.maps import layer_plan_figure
-from ..plots.style import save_figure
 from ..utils.files import write_whole
 from .examples import loading_examples
 from .foreign import picture_of, repo_of
@@ -57,6 +54,11 @@ def write_card(record: RunRecord, folder: str | os.PathLike) -> Path:
     Returns:
         The card.
     """
+    # matplotlib, not before a picture is drawn
+    from ..plots.charts import comparison_figure, curves_figure
+    from ..plots.maps import layer_plan_figure
+    from ..plots.style import save_figure
+
     folder = Path(folder)
     figures = {CURVES: curves_figure(record.history), COMPARISON: comparison_figure(compared_models(record))}
     for facts in record.layer_plans:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from ..ot.cost import varies
 from ..ot.gaussian import DEFAULT_RELATIVE_EPSILON, check_epsilon, solve_gaussian
 from ..ot.moments import PairMoments, RunningMoments
+from ..settings.names import TEACHER_MASS
 from ..utils.messages import check_choice
 from .collective import world_size
 from .common import LossOutput, check_sides
 from .terms import Term, one_sample, share_moments
-
-TEACHER_MASS = ("variance", "uniform")
 
 
 class GaussianTransport(nn.Module):

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ot.cost import COSTS, cost_from_moments, varies
+from ..ot.cost import cost_from_moments, varies
 from ..ot.moments import PairMoments, RunningMoments
 from ..ot.result import OTResult
-from ..ot.solve import METHODS, solve
+from ..ot.solve import solve
 from ..ot.solvers.padding import cat_padded, cat_weights, groups, without_padding
+from ..settings.names import COSTS, DEAD_NEURONS, METHODS
 from ..utils.messages import check_choice
 from .common import LossOutput, check_sides
 from .terms import Stack, one_sample, share_stacks, stack_pairs
-
-DEAD_NEURONS = ("keep", "ignore")
 
 
 class RepresentationTransport(nn.Module):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -36,12 +35,15 @@ from transformers import (
 from ..data.preprocessing import Preprocessing
 from ..utils.hub_ids import split_revision, without_prefix
 from ..utils.hub_tokens import without_tokens
+from ..utils.lazy import late_module
 from ..utils.safetensors_only import check_options, check_source
 from .model_size import check_numbers, check_size
 from .processors import image_processor
 from .vision import takes_patches, vision_config
 
 logger = logging.getLogger(__name__)
+
+timm = late_module("timm")
 
 # Heads that give logits for a class; any other checkpoint is loaded without its head.
 _HEADS = {

@@ -7,12 +7,11 @@ import logging
 import torch
 from torch import nn
 
+from ..settings.names import TEACHER_DTYPES
 from .modules import some
 
 logger = logging.getLogger(__name__)
 
-STUDENT_DTYPES = ("auto", "float32", "bfloat16", "float16")
-TEACHER_DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 _HALF = (torch.bfloat16, torch.float16)
 
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
+import transformers
+from transformers import AutoConfig, BaseImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def image_processor(path: str, **options: Any) -> BaseImageProcessor:
         OSError: the files are not there or cannot be reached.
     """
     try:
-        return AutoImageProcessor.from_pretrained(path, **options)
+        return transformers.AutoImageProcessor.from_pretrained(path, **options)
     except ValueError:
         found = _of_family(path, options)
         if found is None:
@@ -39,6 +39,8 @@ def image_processor(path: str, **options: Any) -> BaseImageProcessor:
 
 
 def _of_family(path: str, options: Mapping[str, Any]) -> BaseImageProcessor | None:
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING  # not before it is needed
+
     hub = {name: value for name, value in options.items() if name != "trust_remote_code"}
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(path, **hub)

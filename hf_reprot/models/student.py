@@ -7,10 +7,10 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoBackbone,
@@ -19,16 +19,13 @@ from transformers import (
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    TimmWrapperModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
-from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
 from ..data.preprocessing import fixed_image_size, image_channels
 from ..features.architecture import head_paths, is_timm, timm_settings
 from ..features.compiled import in_place
+from ..utils.lazy import late_module
 from ..utils.messages import nearest
 from ..utils.safetensors_only import check_config, check_options, check_source
 from .class_rows import settle_rows
@@ -37,6 +34,11 @@ from .loading import Place, check_fit, explained, locate, mend_timm
 from .model_size import check_memory, check_numbers, check_size
 from .modules import class_count, names_of_config, some
 from .shared_tensors import shared_undeclared
+
+if TYPE_CHECKING:
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, TimmWrapperModel
+
+timm = late_module("timm")
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +158,7 @@ def _load_student(
         mend_timm(config)  # of a folder that timm itself wrote
         _forget_classes(config, auto_class)
         check_memory(auto_class, config, source=place.name)
-        if isinstance(config, TimmWrapperConfig):
+        if isinstance(config, transformers.TimmWrapperConfig):
             # transformers' wrapper would give every convolution the same variance, whatever its size
             classes = config.num_labels if auto_class is AutoModelForImageClassification else 0
             args = config.model_args or {}
@@ -281,7 +283,7 @@ def wrap_timm(
     settings |= _own_input(model, settings, stated="input_size" in (pretrained_cfg or {}))
     if model_args is None:
         model_args = _remembered_args(model)
-    config = TimmWrapperConfig(
+    config = transformers.TimmWrapperConfig(
         architecture=settings.get("architecture") or own["architecture"],
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
@@ -297,7 +299,8 @@ def wrap_timm(
 def _wrapped(model: nn.Module, config: TimmWrapperConfig) -> TimmWrapperForImageClassification | TimmWrapperModel:
     with torch.device("meta"):  # the wrapper builds a module of its own first: give it no memory
         try:
-            kind = TimmWrapperForImageClassification if getattr(model, "num_classes", 0) > 0 else TimmWrapperModel
+            headed = getattr(model, "num_classes", 0) > 0
+            kind = transformers.TimmWrapperForImageClassification if headed else transformers.TimmWrapperModel
             wrapper = kind(copy.deepcopy(config))
         except TypeError as error:
             raise ValueError(
@@ -342,10 +345,10 @@ def portable_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor] | Non
         return None  # PEFT writes the adapter alone, and parts what is shared itself
     weights = model.state_dict() if state_dict is None else state_dict
     shared = shared_undeclared(model, weights)
-    if not isinstance(model, TimmWrapperPreTrainedModel) and state_dict is None and not shared:
+    if not isinstance(model, transformers.TimmWrapperPreTrainedModel) and state_dict is None and not shared:
         return None
     parted = {name: tensor.clone() if name in shared else tensor for name, tensor in weights.items()}
-    if isinstance(model, TimmWrapperPreTrainedModel):
+    if isinstance(model, transformers.TimmWrapperPreTrainedModel):
         return {name.removeprefix(TIMM_PREFIX): tensor for name, tensor in parted.items()}
     return parted
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, Siglip2ImageProcessor
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.preprocessing import fixed_image_size, timm_module
 from ..features.architecture import config_of
@@ -60,7 +61,8 @@ class Patches:
     def __init__(self, model: nn.Module, processor: BaseImageProcessor | None = None):
         config = config_of(model)
         if processor is None:
-            processor = Siglip2ImageProcessor(patch_size=config.patch_size, max_num_patches=config.num_patches)
+            kind = transformers.Siglip2ImageProcessor  # imported when it is used
+            processor = kind(patch_size=config.patch_size, max_num_patches=config.num_patches)
         self.processor: Any = processor
         self.side = int(config.patch_size)
         self.count = int(getattr(processor, "max_num_patches", config.num_patches))

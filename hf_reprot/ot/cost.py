@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..settings.names import COSTS
 from ..utils.messages import check_choice
 from .moments import PairMoments, attach, pair_moments
-
-COSTS = ("sqeuclidean",)
 
 
 def neuron_cost(student: Tensor, teacher: Tensor, *, standardize: bool = True, cost: str = "sqeuclidean") -> Tensor:

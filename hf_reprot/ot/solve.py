@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import torch
 from torch import Tensor
 
+from ..settings.names import CONTROLS, DIFFERENTIABLE_WEIGHTS, METHODS
 from ..utils.messages import check_choice
 from . import kernels
 from .gradients import with_envelope_gradient
 from .result import Limits, OTResult, Solution, ValuedSolution
-from .solvers.controls import CONTROLS, control_plan
-from .solvers.exact import exact
+from .solvers.controls import control_plan
 from .solvers.kernel import dual_value, inner, mean_cost, on_host, without_traces
 from .solvers.proximal import proximal
 from .solvers.sinkhorn_device import sinkhorn_device
 from .solvers.sinkhorn_host import many_small, sinkhorn_host, sinkhorn_pairs
 from .solvers.units import unit_of
 
-SOLVED = ("sinkhorn", "proximal", "exact")
-METHODS = (*SOLVED, *CONTROLS)
 BACKENDS = ("auto", "torch", "triton")
-DIFFERENTIABLE_WEIGHTS = ("sinkhorn", "exact")
 DEFAULT_RELATIVE_EPSILON = {"sinkhorn": 0.01, "proximal": 0.2}
 
 
@@ -150,8 +148,9 @@ def _solution(matrix: Tensor, a: Tensor, b: Tensor, settings, triton: bool, limi
     unit = strength = None
     if method in CONTROLS:
         solution = _of_control(method, a, b, limits)
-    elif method == "exact":
-        solution = exact(matrix, a, b, limits)
+    elif method not in DEFAULT_RELATIVE_EPSILON:  # a solver of the cost alone: the function of its name
+        solver = importlib.import_module(f"{__package__}.solvers.{method}")
+        solution = getattr(solver, method)(matrix, a, b, limits)
     else:
         strength = _strength(matrix, a, b, *settings)
         unit = unit_of(matrix, strength, always=method == "proximal" and not on_host(matrix))

@@ -9,13 +9,13 @@ from datasets import Dataset
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..config import OTTransferConfig
-from ..data.augmentation import PLAIN
 from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, features_of, find_columns, is_transformed, table_of
 from ..data.labels import read_labels
 from ..data.tokens import TeacherTokenCollator, pad_token_of
 from ..models.modules import class_name, class_names, is_headless
 from ..models.teacher import Teacher
+from ..settings.augmentation import PLAIN
 from .labels import check_maps
 
 # Students whose labels are no classes: their images and targets go through a processor together.

@@ -23,8 +23,6 @@ from ..hub.errors import HubError
 from ..hub.facts import Speed
 from ..hub.push import make_repository, push_folder
 from ..hub.record import RunRecord
-from ..plots.maps import plan_figure
-from ..plots.style import save_figure
 from .checkpoint_files import PICKLES, remove_pickles
 from .run_record import collect_record, measure_speeds, record_name
 
@@ -100,6 +98,9 @@ class Publisher:
         for pair, plan in zip(record.pairs, plans, strict=False):
             if pair.picture is None or plan is None:
                 continue
+            from ..plots.maps import plan_figure  # matplotlib, not before a picture is drawn
+            from ..plots.style import save_figure
+
             try:
                 save_figure(plan_figure(plan, student=pair.student, teacher=pair.teacher), folder / pair.picture)
             except ValueError as error:  # a plan that is not finite

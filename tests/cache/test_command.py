@@ -5,7 +5,8 @@ import yaml
 
 from hf_reprot.cache import FeatureCache
 from hf_reprot.cli import main
-from hf_reprot.commands.cache import CacheOptions, parse_cache
+from hf_reprot.commands.cache import parse_cache
+from hf_reprot.settings.cache import CacheOptions
 from tests.toy_models import vit
 
 RUN = {

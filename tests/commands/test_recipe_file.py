@@ -10,8 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from hf_reprot.commands.recipe_file import DEEPEST, LARGEST, read_recipe_file
-from hf_reprot.commands.train import _legal, parse_recipe, run_recipe
+from hf_reprot import OTTransferConfig
+from hf_reprot.commands.train import parse_recipe, run_recipe
+from hf_reprot.settings.parsing import legal_names
+from hf_reprot.settings.recipe_file import DEEPEST, LARGEST, read_recipe_file
 
 BASE = "student: resnet10t\ndataset: digits\noutput_dir: out\n"
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
@@ -124,12 +126,12 @@ def test_what_is_read(write):
 def test_every_setting_with_a_value_of_another_kind(write, value):
     """One clear error or a legal run: nothing else, whatever the setting."""
     refused = 0
-    for name in _legal():
+    for name in legal_names(OTTransferConfig):
         try:
             parse_recipe([], write(yaml.safe_dump({"student": "a", "dataset": "b", "output_dir": "c", name: value})))
         except (ValueError, TypeError, OSError):
             refused += 1
-    assert refused > len(_legal()) / 2
+    assert refused > len(legal_names(OTTransferConfig)) / 2
 
 
 def test_types_that_a_setting_may_have(write):

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from torchvision.transforms import v2
 from transformers import TimmWrapperImageProcessor, ViTImageProcessor
 
-from hf_reprot.data.augmentation import AUGMENTATIONS, check_augmentation
 from hf_reprot.data.collator import ImageCollator
 from hf_reprot.data.seeding import seeded
+from hf_reprot.settings.augmentation import AUGMENTATIONS, check_augmentation
 
 SIZE = 16
 

@@ -1,5 +1,8 @@
 """Baselines that transport is compared with: established losses on features and logits, by their papers' formulas."""
 
+import importlib
+
+from ...settings import names
 from .alignment import LinearCKA, linear_cka
 from .attention import AttentionTransfer
 from .base import FeatureLoss
@@ -14,18 +17,14 @@ from .similarity import SimilarityPreserving
 from .spectral import BatchSpectralShrinkage
 from .wasserstein import GaussianWasserstein
 
+
+def _class(place: str) -> type[FeatureLoss]:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f".{module}", __name__), name)
+
+
 # By the names that `feature_loss` takes.
-FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
-    "fitnet": FitNet,
-    "attention": AttentionTransfer,
-    "nst": NeuronSelectivityTransfer,
-    "rkd": RelationalDistillation,
-    "similarity": SimilarityPreserving,
-    "cka": LinearCKA,
-    "crd": ContrastiveDistillation,
-    "wkd": GaussianWasserstein,
-    "rsd": RedundancySuppression,
-}
+FEATURE_LOSSES = {name: _class(place) for name, (place, _) in names.FEATURE_LOSSES.items()}
 
 __all__ = [
     "DELTA",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CONTROLS = ("identity", "random", "independent")
 _KEPT = 64  # shapes whose orders are kept on their device
 _known: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 _SEED = 0  # the random pairing is the same in every step, process and run

@@ -1,4 +1,4 @@
-"""The settings of transport by name, and which of them do not go together."""
+"""Which settings of the terms do not go together, and why."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..ot.cost import COSTS
-from ..ot.solve import DIFFERENTIABLE_WEIGHTS, METHODS, SOLVED
+from .names import COSTS, DIFFERENTIABLE_WEIGHTS, OT_METHODS, SOLVED
 
-OT_COSTS = (*COSTS, "learned")
-OT_METHODS = (*METHODS, "gaussian")
 # What a learned cost does not go with: the legal values, and why.
 WITH_LEARNED_COST = {
     "ot_method": (("sinkhorn", "proximal", "exact"), "a control has a plan without any cost"),
@@ -53,7 +50,7 @@ def check_together(settings: Any) -> None:
     """Refuses settings of the terms that do not go together.
 
     Args:
-        settings: An `OTTransferConfig`.
+        settings: `TransferSettings`.
 
     Raises:
         ValueError: two that do not; the message names both and what is legal.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..utils.messages import check_choice
 from ..utils.settings import setting as _setting
-from .precision import STUDENT_DTYPES
+from .names import STUDENT_DTYPES
 
 
 @dataclass
