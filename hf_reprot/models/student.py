@@ -162,7 +162,8 @@ def _load_student(
             # transformers' wrapper would give every convolution the same variance, whatever its size
             classes = config.num_labels if auto_class is AutoModelForImageClassification else 0
             args = config.model_args or {}
-            student = _wrapped(timm.create_model(config.architecture, False, num_classes=classes, **args), config)
+            bare = timm.create_model(config.architecture, False, num_classes=classes, **args)
+            student: Any = _wrapped(bare, config)
         else:
             trust = options.get("trust_remote_code", False)
             student = auto_class.from_config(config, trust_remote_code=trust)
