@@ -74,6 +74,7 @@ def test_the_trainer_imports_nothing_experimental():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["ruff check --no-cache", "ruff format --no-cache --check", "mypy"])
 def test_lint_format_and_types_are_clean(tool):
     done = subprocess.run([sys.executable, "-m", *tool.split()], cwd=ROOT.parent, capture_output=True, text=True)
