@@ -22,7 +22,7 @@ from .loading import load_pretrained
 from .modules import check_not_shared, class_name, forward_parameters, names_of, some, stated_license
 from .precision import teacher_dtype
 from .spec import PARTS, SAMPLES, check_classes, check_layers, check_weight
-from .vision import Parking, Patches, accept_image_size, takes_patches, vision_side, without_padding
+from .vision import Parking, Patches, accept_image_size, check_images, takes_patches, vision_side, without_padding
 
 logger = logging.getLogger(__name__)
 
@@ -282,6 +282,7 @@ class Teacher:
         }
         own = {k.removeprefix(TEACHER_PREFIX): v for k, v in columns.items() if k.startswith(TEACHER_PREFIX)}
         shared = {k: v for k, v in columns.items() if not k.startswith(TEACHER_PREFIX)}
+        check_images(self._model, own or shared, self.title)
         # What was made for the teacher comes alone
         taken = {k: v for k, v in own.items() if k in names} or {k: v for k, v in shared.items() if k in names}
         if not taken:  # a plain module, which calls its input what it likes

@@ -45,6 +45,20 @@ def vision_side(model: nn.Module) -> nn.Module:
     )
 
 
+def check_images(model: nn.Module, columns: Mapping[str, Any], title: str) -> None:
+    """Refuses a batch of texts for a model of transformers or timm that takes images.
+
+    Raises:
+        ValueError: it names the columns of the batch.
+    """
+    sees = getattr(model, "main_input_name", None) == "pixel_values" or timm_module(model) is not None
+    if sees and "input_ids" in columns and not {"pixel_values", "input_ids"} & set(names_of(model)) & set(columns):
+        raise ValueError(
+            f"the teacher {title} sees images, and the batch has none: it has {', '.join(columns)}. Give a teacher of "
+            "texts, or the images in a column teacher_pixel_values"
+        )
+
+
 def takes_patches(model: nn.Module) -> bool:
     """Whether a model takes images as patches with their grid (SigLIP2 NaFlex)."""
     return _GRID in names_of(model)

@@ -246,3 +246,10 @@ def test_a_parked_teacher_lies_at_home_but_for_its_passes():
     assert seen[0] != weight.data_ptr()  # a copy, where it runs
     assert [p.data_ptr() for p in teacher.model.parameters()] == home
     assert_close(layer.tensor, expected)
+
+
+@pytest.mark.parametrize("make", [lambda: whole("CLIP"), lambda: timm.create_model("resnet10t"), naflex])
+def test_a_batch_of_texts_is_refused(make):
+    tokens = {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 5)}
+    with pytest.raises(ValueError, match="sees images, and the batch has none: it has input_ids, attention_mask"):
+        Teacher(make()).inputs_for(tokens)
