@@ -16,7 +16,7 @@ from .augmentation import PLAIN, Augmentation
 from .columns import TEACHER_PREFIX
 from .images import fingerprint, open_image
 from .label_reader import LabelReader, is_missing
-from .preprocessing import takes_grey
+from .preprocessing import makes_patches, takes_grey
 from .seeding import seeded
 
 
@@ -48,8 +48,8 @@ class ImageCollator:
         Columns that start with `teacher_` come along, stacked.
 
     Raises:
-        ValueError: an unknown augmentation; when called, a row without an image, with a damaged one, or without a label
-            among rows with one.
+        ValueError: an unknown augmentation, a processor that makes patches; when called, a row without an image, with
+            a damaged one, or without a label among rows with one.
     """
 
     def __init__(
@@ -60,6 +60,11 @@ class ImageCollator:
         label_column: str | None = "label",
         read_labels: LabelReader | None = None,
     ):
+        if makes_patches(processor):
+            raise ValueError(
+                f"{type(processor).__name__} makes patches with their grid of an image (NaFlex): such a model can be "
+                "the teacher; as a student, it needs a data_collator of your own"
+            )
         self.processor = processor
         self._augmentation = Augmentation(augmentation, processor)
         self.image_column = image_column

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
+    Siglip2ImageProcessor,
     TimmWrapperImageProcessor,
     Trainer,
     TrainingArguments,
@@ -183,3 +184,8 @@ def test_a_resumed_run_sees_the_same_images(tmp_path):
     for step in (3, 6):  # within the first epoch, and within the second
         resumed = train("resumed", str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert_close(resumed, whole, atol=0, rtol=0)
+
+
+def test_a_processor_that_makes_patches_is_refused():
+    with pytest.raises(ValueError, match="Siglip2ImageProcessor makes patches"):
+        ImageCollator(Siglip2ImageProcessor())
