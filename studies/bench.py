@@ -19,9 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from examples.carriers import efficientnet_lite
 from examples.carriers.fetch import cache_folder
-from hf_reprot import OTTransferConfig, OTTransferTrainer, load_student
+from hf_reprot import OTTransferConfig, OTTransferTrainer
 from hf_reprot.features.activations import pair_neurons
 from hf_reprot.features.pairs import resolve_layer
 from hf_reprot.features.tables import evaluating
@@ -30,13 +29,13 @@ from hf_reprot.utils.running import accuracy, quiet
 
 from . import images as images_module
 from . import networks
-from .images import Images, Pixels, load
+from .images import Images, Pixels, load, split_of
 from .methods import METHODS, Method
 from .networks import ConvNet, Remembered
 from .plan import TUNING_SEED as _TUNING_SEED
 from .plan import Setting, Study
+from .pretrained import is_pretrained, lite, normalised, trunk
 
-LITE = "efficientnet-lite"  # and a digit
 _TEACHER_SEED = 1000
 _FIRST_TEACHER_SEED = 2000  # of several
 _BATCH = 100
@@ -57,13 +56,12 @@ class Bench:
         self.study, self.live = study, live
         self.train_seconds = 0.0
         self._label_free: tuple[tuple | None, nn.Module | None] = (None, None)
-        split_by_seed = study.images["name"] == "photo-cutouts"
-        self.images = functools.cache(lambda seed: self._load(seed)) if split_by_seed else lambda _: self._one()
-        self._one = functools.cache(lambda: self._load(0))
-        self.remembered = functools.cache(self._remembered)
+        self._split = functools.lru_cache(maxsize=4)(lambda split: load(**study.images, split=split))
+        self.remembered = functools.lru_cache(maxsize=8)(self._remembered)
 
-    def _load(self, seed: int) -> Images:
-        return load(**self.study.images, split=seed)
+    def images(self, seed: int) -> Images:
+        """The images of one seed."""
+        return self._split(split_of(self.study.images["name"], seed))
 
     def run(
         self, setting: Setting, method: str, weight: float | None, labels: int, seed: int, transport: float | None
@@ -145,18 +143,18 @@ class Bench:
 
     def _teacher(self, setting: Setting, how: Method, images: Images, seed: int) -> nn.Module:
         positions = how.maps or how.blocks or how.settings.get("ot_positions") == "all"
+        name = setting.teacher_of(seed)
         if "delta_weight" in (how.weight or ()):  # it looks at layers that are the student's own
-            return lite(setting.teacher, images.classes)
+            return lite(name, images.classes)
         if self.live:
-            return copy.deepcopy(self._alive(setting.teacher, images))
-        if _is_lite(setting.teacher) or not positions:
-            of_split = seed if self.study.images["name"] == "photo-cutouts" else 0
-            of_teacher = of_split if _is_lite(setting.teacher) else self._teacher_seed(seed)
-            remembered = self.remembered(setting.teacher, of_teacher)
+            return copy.deepcopy(self._alive(name, images))
+        if is_pretrained(name) or not positions:
+            of_split = split_of(self.study.images["name"], seed)
+            remembered = self.remembered(name, of_split if is_pretrained(name) else self._teacher_seed(seed))
             return remembered.rolled() if how.rolled else remembered
         if how.rolled:
             raise ValueError("a rolled teacher is a remembered one: it goes with methods that do not look at positions")
-        return copy.deepcopy(self.trained(setting.teacher))
+        return copy.deepcopy(self.trained(name))
 
     def _teacher_seed(self, seed: int) -> int:
         """Of the teacher that a seed's student learns from."""
@@ -164,21 +162,21 @@ class Bench:
         return _FIRST_TEACHER_SEED + seed % self.study.teachers if several else _TEACHER_SEED
 
     def _alive(self, name: str, images: Images) -> nn.Module:
-        return lite(name, images.classes) if _is_lite(name) else self.trained(name)
+        return lite(name, images.classes) if is_pretrained(name) else self.trained(name)
 
     def _remembered(self, name: str, seed: int) -> Remembered:
         """A teacher's last layer before its head, and its logits, for both views of every training image."""
         size = self.study.teacher_size
-        if not _is_lite(name):
+        if not is_pretrained(name):
             teacher = self.trained(name, seed=seed)
             outputs = map(torch.from_numpy, _outputs(teacher, self.images(0).train.both_views()))
             return Remembered(*outputs, f"{name}, seed {seed}, {weights_digest(teacher)}")
         images = self.images(seed) if size is None else load(**self.study.images | {"size": size}, split=seed)
-        model, maps = lite(name, 2).timm_model, []
+        model, maps = trunk(name), []
         title = f"{name}, {weights_digest(model, without='classifier.')}"
         with torch.no_grad(), evaluating(model):
             for views in images.train.both_views().split(_BATCH):
-                maps.append(model.forward_features(views))
+                maps.append(model.forward_features(normalised(views, name)))
         maps = torch.cat(maps)
         return Remembered(maps, torch.zeros(len(maps), images.classes), title)
 
@@ -216,7 +214,7 @@ class Bench:
     # ---- students ----
 
     def _student(self, setting: Setting, images: Images, seed: int) -> nn.Module:
-        if _is_lite(setting.student):
+        if is_pretrained(setting.student):
             torch.manual_seed(seed)
             return lite(setting.student, images.classes)
         student = networks.build(setting.student, images.classes, images.channels, images.size, seed)
@@ -225,7 +223,7 @@ class Bench:
             state = {k: v for k, v in earlier.state_dict().items() if not k.startswith(("head.", "classifier."))}
             student.load_state_dict(state, strict=False)
         elif setting.start == "kept":
-            student = networks.kept_neurons(self.trained(setting.teacher), student.widths, seed)
+            student = networks.kept_neurons(self.trained(setting.teacher_of(seed)), student.widths, seed)
         return student
 
 
@@ -249,18 +247,6 @@ def _sources_digest() -> str:
     """Of the files that say how a teacher is built and what it is trained on."""
     text = b"".join(Path(module.__file__).read_bytes() for module in (networks, images_module))
     return hashlib.sha256(text).hexdigest()[:8]
-
-
-def lite(name: str, classes: int) -> nn.Module:
-    """EfficientNet-Lite ("efficientnet-lite0", 1 or 2) with ImageNet weights and a new head."""
-    folder = cache_folder() / "study" / name
-    if not folder.is_dir():
-        efficientnet_lite.write(folder, number=int(name.removeprefix(LITE)))
-    return load_student(str(folder), [str(i) for i in range(classes)])
-
-
-def _is_lite(name: str) -> bool:
-    return name.startswith(LITE)
 
 
 def _maps_layer(model: nn.Module) -> str:

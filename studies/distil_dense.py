@@ -22,11 +22,11 @@ from transformers import PrinterCallback, logging
 
 from examples.carriers import cutout_scenes
 from hf_reprot import OTTransferConfig, OTTransferTrainer
-from studies.bench import lite
 from studies.compare import compare
 from studies.images import processor_of
 from studies.methods import METHODS, Method
 from studies.networks import Remembered
+from studies.pretrained import lite
 from studies.segmentation import Scenes, Segmenter, linear_head_iou, mean_iou
 
 NAMES = ("FitNet, every position", "every position, random pairing", "every position")

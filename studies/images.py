@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ViTImageProcessor
 
-from examples.carriers import fashion_mnist, photo_cutouts
+from examples.carriers import clipart, fashion_mnist, photo_cutouts
+
+# Few images: each seed of a study has a split of its own.
+FEW = {"photo-cutouts": photo_cutouts, "clipart": clipart}
 
 
 @dataclass
@@ -86,15 +89,20 @@ def processor_of(size: int) -> ViTImageProcessor:
     return ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
+def split_of(name: str, seed: int) -> int:
+    """The split that a seed of a study sees."""
+    return seed if name in FEW else 0
+
+
 def load(name: str, *, size: int, pool: int, validation: int, test: int, split: int = 0) -> Images:
     """Images of one of the carriers.
 
     Args:
-        name: "fashion-mnist" or "photo-cutouts".
+        name: "fashion-mnist", "photo-cutouts" or "clipart".
         size: Height and width.
         pool: Training images at most.
         validation, test: Numbers of images.
-        split: Seed of the split (the photos are few: each seed of a study has a split of its own).
+        split: Seed of the split, of the data sets in FEW.
 
     Raises:
         ValueError: no such data set.
@@ -105,12 +113,13 @@ def load(name: str, *, size: int, pool: int, validation: int, test: int, split: 
         held = data["test"].shuffle(seed=0).select(range(test))
         parts = {"train": train.select(range(pool)), "validation": train.select(range(pool, pool + validation))}
         data = DatasetDict({**parts, "test": held})
-    elif name == "photo-cutouts":
-        data = photo_cutouts.load(test=test + validation, seed=split)
+    elif name in FEW:
+        data = FEW[name].load(test=test + validation, seed=split)
         held = data["test"].train_test_split(validation, seed=split, stratify_by_column="label")
-        data = DatasetDict({"train": data["train"], "validation": held["test"], "test": held["train"]})
+        train = data["train"].select(range(min(pool, len(data["train"]))))
+        data = DatasetDict({"train": train, "validation": held["test"], "test": held["train"]})
     else:
-        raise ValueError(f"no data set {name!r}: fashion-mnist or photo-cutouts")
+        raise ValueError(f"no data set {name!r}: fashion-mnist, {' or '.join(FEW)}")
     processor = processor_of(size)
     splits = [_pixels(data[part], processor) for part in ("train", "validation", "test")]
     return Images(*splits, classes=data["train"].features["label"].num_classes, processor=processor)

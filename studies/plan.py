@@ -22,8 +22,9 @@ class Setting:
 
     Attributes:
         name: As the tables call it.
-        teacher: "conv-...", "vit-...": trained on the whole pool; "efficientnet-lite0" to 2: ImageNet weights, its
-            features of every view computed once.
+        teacher: "conv-...", "vit-...": trained on the whole pool; "efficientnet-lite0" to 2, "mobilenet-v2": ImageNet
+            weights, its features of every view computed once. Of a list, seed s learns from number s modulo its
+            length, and weights are chosen with the first.
         student: "conv-...", "vit-..." or "efficientnet-lite0" to 2.
         start: "new" (random weights), "earlier" (trained on a coarser task before, a new head), "kept" (some of the
             teacher's neurons in a random order, or all: a permuted copy), "copy" (the pretrained weights).
@@ -32,11 +33,17 @@ class Setting:
     """
 
     name: str
-    teacher: str
+    teacher: str | list[str]
     student: str
     start: str = "new"
     without: list[str] = field(default_factory=list)
     also: list[str] = field(default_factory=list)
+
+    def teacher_of(self, seed: int) -> str:
+        """The name of the teacher that a seed's student learns from."""
+        if isinstance(self.teacher, str):
+            return self.teacher
+        return self.teacher[seed % len(self.teacher) if seed < TUNING_SEED else 0]
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.carriers import mobilenet_v2
 from hf_reprot.losses import L2SP, GaussianTransport, RepresentationTransport
 
 from . import images
-from .bench import lite, results_folder, weights_digest
+from .bench import results_folder, weights_digest
 from .grid import Results, commit
+from .pretrained import normalised, trunk
 from .report import paired, spread
 
 NETWORKS = ("efficientnet-lite0", "mobilenet-v2")
@@ -37,7 +37,6 @@ FACTORS = (0.2, 1.0, 5.0)
 _TUNING_SEEDS = (100, 101)
 _STAGES = 2  # that are trained
 _BATCH = 100
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class Upstairs:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.network = functools.cache(_network)
+        self.network = functools.cache(trunk)
         self.parts = functools.lru_cache(maxsize=2)(self._parts)
 
     def _parts(self, name: str, data: int, split: int) -> tuple[dict[str, Part], int]:
@@ -138,20 +137,16 @@ class Upstairs:
             views, maps, features = pixels.both_views(), [], []
             with torch.no_grad():
                 for x in views.split(_BATCH):
-                    maps.append(below(_normalised(x, name)))
+                    maps.append(below(normalised(x, name)))
                     features.append(upper.body(maps[-1]))
             count = len(pixels)
             tables = (torch.cat(x).unflatten(0, (count, 2)) for x in (maps, features))
             parts[part] = Part(*tables, pixels.labels)
         return parts, loaded.classes
 
-    def split_of(self, data: int, seed: int) -> int:
-        """Photos are few, and each seed has a split of its own."""
-        return seed if self.plan.data[data]["name"] == "photo-cutouts" else 0
-
     def run(self, name: str, data: int, way: str, labels: int, seed: int, rate: float, weight: float) -> dict[str, Any]:
         """Accuracies of one way, and of what is read off beside it."""
-        parts, classes = self.parts(name, data, self.split_of(data, seed))
+        parts, classes = self.parts(name, data, images.split_of(self.plan.data[data]["name"], seed))
         train, how = parts["train"], WAYS[way]
         rows = _few(train.labels.numpy(), labels, seed)
         torch.manual_seed(seed)
@@ -202,19 +197,6 @@ class Upstairs:
             optimizer.step()
             schedule.step()
         upper.eval()
-
-
-def _network(name: str) -> nn.Module:
-    model = mobilenet_v2.load() if name == "mobilenet-v2" else lite(name, 2).timm_model
-    return model.eval()
-
-
-def _normalised(x: Tensor, name: str) -> Tensor:
-    """Pixels in [-1, 1] as EfficientNet-Lite takes them; MobileNetV2 was trained with ImageNet's mean and deviation."""
-    if name != "mobilenet-v2":
-        return x
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in _IMAGENET)
-    return (x * 0.5 + 0.5 - mean) / deviation
 
 
 def _term(how: Way, upper: Upper) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -13,7 +13,15 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from PIL import Image
 
 from examples.carriers import __main__ as command
-from examples.carriers import dinov2_small, efficientnet_lite, fashion_mnist, fetch, mobilenet_v2, photo_cutouts
+from examples.carriers import (
+    clipart,
+    dinov2_small,
+    efficientnet_lite,
+    fashion_mnist,
+    fetch,
+    mobilenet_v2,
+    photo_cutouts,
+)
 
 
 def test_fashion_mnist_is_read(tmp_path, monkeypatch):
@@ -46,6 +54,19 @@ def test_cutouts_lie_on_white_squares_without_cartoons_and_mirrors(tmp_path, mon
     assert image.getpixel((16, 1)) == (255, 255, 255)  # the cut-out is wide: white above it
     assert image.getpixel((16, 16)) == (200, 0, 0)
     assert photo_cutouts.load(test=18)["test"]["label"] == data["test"]["label"]
+
+
+def test_clipart_takes_equal_files_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(clipart, "from_debian", lambda *_: tmp_path)
+    for place, folder in enumerate(clipart.FOLDERS.values()):
+        for i in range(4):
+            _cutout(tmp_path / folder / f"{i}.png", colour=(20 * place, 60 * i, 9))
+        _cutout(tmp_path / folder / "again" / "0.png", colour=(20 * place, 0, 9))
+    data = clipart.load(test=24, size=16)
+    assert {name: len(split) for name, split in data.items()} == {"train": 24, "test": 24}
+    assert sorted(data["test"]["label"]) == sorted(list(range(12)) * 2)
+    row = data["train"][0]
+    assert row["image"].getpixel((8, 8))[0] == 20 * row["label"]
 
 
 def test_weights_get_timms_names():
@@ -123,9 +144,9 @@ def load_fake() -> DatasetDict:
     return DatasetDict({"train": Dataset.from_dict({"label": [1]})})
 
 
-def _cutout(path: Path) -> None:
+def _cutout(path: Path, colour: tuple[int, int, int] = (200, 0, 0)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGBA", (40, 20), (200, 0, 0, 255))
+    image = Image.new("RGBA", (40, 20), (*colour, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
     image.save(path)
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from studies import upper_stages
+from studies import pretrained, upper_stages
 from studies.grid import Results
 from tests.test_study import made_up
 
@@ -26,7 +26,7 @@ PLAN = upper_stages.Plan(
 def upstairs(monkeypatch):
     torch.manual_seed(0)
     network = timm.create_model("mobilenetv2_035", num_classes=0).eval()
-    monkeypatch.setattr(upper_stages, "_network", lambda name: network)
+    monkeypatch.setattr(upper_stages, "trunk", lambda name: network)
     monkeypatch.setattr(upper_stages.images, "load", made_up)
     return upper_stages.Upstairs(PLAN)
 
@@ -34,7 +34,7 @@ def upstairs(monkeypatch):
 def test_cached_maps_give_the_networks_representation(upstairs):
     parts, classes = upstairs.parts("mobilenet-v2", 0, 0)
     network, images = upstairs.network("mobilenet-v2"), made_up()
-    pixels = upper_stages._normalised(images.train.both_views(), "mobilenet-v2")
+    pixels = pretrained.normalised(images.train.both_views(), "mobilenet-v2")
     with torch.no_grad():
         expected = network(pixels).unflatten(0, (24, 2))
         upper = upper_stages.Upper(network, classes).eval()

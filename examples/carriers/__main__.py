@@ -8,10 +8,19 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import cutout_scenes, dinov2_small, efficientnet_lite, fashion_mnist, minilm, photo_cutouts, sentiment_snippets
+from . import (
+    clipart,
+    cutout_scenes,
+    dinov2_small,
+    efficientnet_lite,
+    fashion_mnist,
+    minilm,
+    photo_cutouts,
+    sentiment_snippets,
+)
 from .fetch import CarrierError
 
-DATA_SETS = {"fashion-mnist": fashion_mnist.load, "photo-cutouts": photo_cutouts.load}
+DATA_SETS = {"fashion-mnist": fashion_mnist.load, "photo-cutouts": photo_cutouts.load, "clipart": clipart.load}
 DATA_SETS |= {"cutout-scenes": cutout_scenes.load, "sentiment-snippets": sentiment_snippets.load}
 MODELS: dict[str, Callable[[Path], None]] = {
     f"efficientnet-lite{n}": functools.partial(efficientnet_lite.write, number=n) for n in (0, 1, 2)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image
-from PIL import Image as PILImage
-from sklearn.model_selection import train_test_split
+from datasets import DatasetDict
 
+from . import pictures
 from .fetch import from_debian
 
 FOLDERS = {
@@ -45,14 +44,23 @@ def load(*, test: int = 100, seed: int = 0, size: int = 256) -> DatasetDict:
         Splits "train" and "test" with columns "image" and "label".
     """
     training, testing = split_files(test, seed)
-    return DatasetDict({"train": _split(training, size, "train"), "test": _split(testing, size, "test")})
+    return pictures.labelled(
+        training,
+        testing,
+        list(FOLDERS),
+        size,
+        description="Photos cut out for Tux Paint's stamps, on white",
+        homepage="https://tuxpaint.org/stamps",
+        license="gpl-2.0",
+        dataset_name="photo-cutouts",
+    )
 
 
-def split_files(test: int, seed: int) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+def split_files(test: int, seed: int) -> tuple[list[pictures.File], list[pictures.File]]:
     """The files of the photos with their classes, those for training and those for testing."""
     root = from_debian("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps")
     files = [(path, label) for label in FOLDERS for path in _photos(root, label)]
-    return tuple(train_test_split(files, test_size=test, stratify=[label for _, label in files], random_state=seed))
+    return pictures.split(files, test, seed)
 
 
 def _photos(root: Path, label: str) -> list[Path]:
@@ -62,26 +70,3 @@ def _photos(root: Path, label: str) -> list[Path]:
         for path in found
         if not any(part in _LEFT_OUT for part in path.relative_to(root).parts) and _MIRRORED not in path.stem
     ]
-
-
-def _split(files: list[tuple[Path, str]], size: int, split: str) -> Dataset:
-    features = Features({"image": Image(), "label": ClassLabel(names=list(FOLDERS))})
-    info = DatasetInfo(
-        description="Photos cut out for Tux Paint's stamps, on white",
-        homepage="https://tuxpaint.org/stamps",
-        license="gpl-2.0",
-        features=features,
-        dataset_name="photo-cutouts",
-    )
-    rows = {"image": [_on_white(path, size) for path, _ in files], "label": [label for _, label in files]}
-    return Dataset.from_dict(rows, features=features, info=info, split=split)
-
-
-def _on_white(path: Path, size: int) -> PILImage.Image:
-    """The whole cut-out in the middle of a white square."""
-    with PILImage.open(path) as opened:
-        image = opened.convert("RGBA")
-    side = max(image.size)
-    square = PILImage.new("RGBA", (side, side), "white")
-    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square.convert("RGB").resize((size, size), PILImage.Resampling.BICUBIC)
