@@ -126,4 +126,12 @@ METHODS: dict[str, Method] = {
     "every position, random pairing, then a linear head": Method(
         ("ot_weight", 10.0), {"task_weight": 0.0, "ot_positions": "all", "ot_method": "random"}, label_free=True
     ),
+    "FitNet, every position, then a linear head": Method(
+        ("feature_weight", 50.0),
+        {"task_weight": 0.0, "ot_weight": 0.0, "feature_loss": "fitnet", "ot_positions": "all"},
+        label_free=True,
+    ),
+    "Gaussian transport, every position, then a linear head": Method(
+        ("ot_weight", 50.0), {"task_weight": 0.0, "ot_positions": "all"} | _GAUSSIAN, label_free=True
+    ),
 }
