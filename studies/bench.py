@@ -154,7 +154,7 @@ class Bench:
             return remembered.rolled() if how.rolled else remembered
         if how.rolled:
             raise ValueError("a rolled teacher is a remembered one: it goes with methods that do not look at positions")
-        return copy.deepcopy(self.trained(name))
+        return copy.deepcopy(self.trained(name, seed=self._teacher_seed(seed)))
 
     def _teacher_seed(self, seed: int) -> int:
         """Of the teacher that a seed's student learns from."""
