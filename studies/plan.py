@@ -103,7 +103,15 @@ def read(path: str | Path) -> Study:
     Raises:
         ValueError: a name that is not known; the nearest one is given.
     """
-    content = yaml.safe_load(Path(path).read_text("utf-8"))
+    return study_of(yaml.safe_load(Path(path).read_text("utf-8")), path)
+
+
+def study_of(content: dict[str, Any], path: str | Path) -> Study:
+    """A study from what its file says; `path` is named in errors.
+
+    Raises:
+        ValueError: a name that is not known; the nearest one is given.
+    """
     content["settings"] = [_made(Setting, entry, path) for entry in content.get("settings", [])]
     study = _made(Study, content, path)
     for method in (*study.methods, study.reference):

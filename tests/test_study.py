@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from studies import bench, grid, networks
+from studies import bench, grid, networks, steps
 from studies.grid import Results, chosen_factor, run_study
 from studies.images import Images, Pixels, processor_of
 from studies.methods import METHODS
@@ -207,3 +207,37 @@ def test_other_weights_have_another_digest():
         model.head.bias.add_(1e-3)
     assert digest != bench.weights_digest(model)
     assert headless == bench.weights_digest(model, without="head.")
+
+
+def test_steps_to_the_accuracy_of_the_first_method(study, tmp_path):
+    results = Results(tmp_path / "steps.jsonl", steps.KEY)
+    few = dataclasses.replace(
+        study, settings=study.settings[:1], methods=["student alone, its rate tuned", "transport"], seeds=2
+    )
+
+    def add(method, factor, count, seed, test, validation):
+        line = dict(zip(steps.KEY, ("pruned", method, factor, count, 12, seed), strict=True))
+        results.add(**line, test=test, validation=validation)
+
+    for seed in range(2):
+        for count, value in ((10, 0.5), (20, 0.6), (40, 0.7)):
+            add("student alone, its rate tuned", 0.2, count, seed, value, 0.9)
+            add("student alone, its rate tuned", 5.0, count, seed, 0.95, 0.1)  # not the best on validation images
+            add("transport", 1.0, count, seed, value + (0.1 if count >= 20 else 0.0), 0.5)
+    text = steps.report(few, [10, 20, 40], results)
+    assert "| student alone, its rate tuned | 50.0 ± 0.0 | 60.0 ± 0.0 | 70.0 ± 0.0 |" in text
+    assert "transport: as accurate as the best of student alone, its rate tuned after 20 steps in all seeds." in text
+
+
+def test_steps_are_run_for_every_number_of_them(study, tmp_path):
+    results = Results(tmp_path / "steps.jsonl", steps.KEY)
+    few = dataclasses.replace(study, settings=study.settings[:1], methods=["transport"], seeds=1)
+    steps.run(few, [1, 2], results)
+    steps.run(few, [1, 2], results)  # nothing is missing
+    assert [(line["steps"], line["factor"], line["labels"]) for line in results.lines] == [(1, 1.0, 12), (2, 1.0, 12)]
+
+
+def test_of_several_pretrained_teachers_each_seed_has_its_own(study):
+    setting = dataclasses.replace(study.settings[0], teacher=["a", "b", "c"])
+    assert [setting.teacher_of(seed) for seed in (0, 1, 2, 3, 100, 101)] == ["a", "b", "c", "a", "a", "a"]
+    assert study.settings[0].teacher_of(5) == "conv-6-8"
