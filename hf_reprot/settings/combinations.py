@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .names import COSTS, DIFFERENTIABLE_WEIGHTS, OT_METHODS, SOLVED
+from .names import AUTO, COSTS, DIFFERENTIABLE_WEIGHTS, OT_METHODS, SOLVED
 
+_GAUSSIAN_MOMENTUM = 0.9  # what the study was made with
 # What a learned cost does not go with: the legal values, and why.
 WITH_LEARNED_COST = {
     "ot_method": (("sinkhorn", "proximal", "exact"), "a control has a plan without any cost"),
@@ -33,6 +34,20 @@ WITH_AUTO_LAYERS = {
     "feature_loss": ((None,), "its projectors belong to pairs that stay"),
     "delta_weight": ((0,), "DELTA pairs each layer with its own copy"),
 }
+
+
+def settle_method(settings: Any) -> None:
+    """Puts a method where `ot_method` is "auto", and a number where `plan_momentum` was left open.
+
+    Args:
+        settings: An `OTTransferConfig`; both are set.
+    """
+    if settings.ot_method == AUTO:
+        fits = all(getattr(settings, name) in legal for name, (legal, _) in WITH_GAUSSIAN.items())
+        without_labels = settings.task_weight == 0 and settings.ot_positions == "pooled"
+        settings.ot_method = "gaussian" if without_labels and fits else "sinkhorn"
+    if settings.plan_momentum is None:
+        settings.plan_momentum = _GAUSSIAN_MOMENTUM if settings.ot_method == "gaussian" else 0.0
 
 
 def selection_needs(by: str) -> dict[str, tuple]:

@@ -12,6 +12,7 @@ DIFFERENTIABLE_WEIGHTS = ("sinkhorn", "exact")  # with marginals that a gradient
 # hf_reprot.losses
 OT_COSTS = (*COSTS, "learned")
 OT_METHODS = (*METHODS, "gaussian")
+AUTO = "auto"  # settled by the other settings
 TEACHER_MASS = ("variance", "uniform")
 DEAD_NEURONS = ("keep", "ignore")
 KD_METHODS = ("kl", "dkd")

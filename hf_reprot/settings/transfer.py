@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from ..utils.messages import check_choice
 from ..utils.settings import setting as _setting
 from ..utils.settings import weight_counts, weights_of_terms
-from .combinations import check_together
+from .combinations import check_together, settle_method
 from .data import DataSettings
 from .models import ModelSettings
 from .names import (
+    AUTO,
     DEAD_NEURONS,
     FEATURE_INPUTS,
     KD_METHODS,
@@ -73,12 +74,15 @@ class TransferSettings(DataSettings, ModelSettings):
 
         ot_method, ot_cost, ot_standardize, ot_relative_epsilon, ot_epsilon, ot_debiased, ot_tolerance,
         ot_max_iterations, ot_dead_neurons, ot_teacher_mass: as in `RepresentationTransport`; with ot_method="gaussian",
-            ot_teacher_mass and ot_relative_epsilon as in `GaussianTransport`. ot_cost="learned" freezes a plan under a
-            cost that `hf_reprot.experimental.inverse.learn_neuron_cost` learns before the first step.
+            ot_teacher_mass and ot_relative_epsilon as in `GaussianTransport`. ot_method="auto" becomes "gaussian" where
+            task_weight is 0 and ot_positions "pooled", unless a setting beside it needs neurons that are matched one by
+            one, or else "sinkhorn"; docs/study.md says why. ot_cost="learned" freezes a plan under a cost that
+            `hf_reprot.experimental.inverse.learn_neuron_cost` learns before the first step.
         cost_fit_steps, cost_regularisation: How many batches a cost is learned from, and how cautiously.
         select_k, select_by, select_until: Let only k teacher neurons carry the mass, chosen by learned scores; see
             `NeuronSelection`.
-        plan_momentum: 0 solves the plan on the batch; above 0 on moments carried over steps.
+        plan_momentum: 0 solves the plan on the batch; above 0 on moments carried over steps. Left out (None): 0.9 with
+            ot_method="gaussian", or else 0.
         ot_global_batch: Match neurons on the samples of all processes.
         ot_nonfinite_limit: Number of consecutive steps with a non-finite transport term after which training stops.
 
@@ -184,10 +188,11 @@ class TransferSettings(DataSettings, ModelSettings):
     )
 
     ot_method: str = _setting(
-        "sinkhorn",
+        AUTO,
         'How neurons are matched: "sinkhorn", "proximal", "exact"; "gaussian" (the best rotation of one set of neurons '
-        'onto the other, see `GaussianTransport`); or a control: "identity", "random", "independent".',
-        choices=list(OT_METHODS),
+        'onto the other, see `GaussianTransport`); or a control: "identity", "random", "independent". "auto": '
+        '"gaussian" where training goes without labels on pooled neurons, or else "sinkhorn".',
+        choices=[AUTO, *OT_METHODS],
     )
     ot_teacher_mass: str = _setting(
         "variance",
@@ -229,8 +234,10 @@ class TransferSettings(DataSettings, ModelSettings):
     select_until: float = _setting(
         0.5, "Share of all steps over which the choice is learned and sharpened; it is fixed for the others."
     )
-    plan_momentum: float = _setting(
-        0.0, "0: the plan comes from the batch; in (0, 1): from moments carried over steps with this momentum."
+    plan_momentum: float | None = _setting(
+        None,
+        "0: the plan comes from the batch; in (0, 1): from moments carried over steps with this momentum; default: 0.9 "
+        'with ot_method="gaussian", or else 0.',
     )
     ot_global_batch: bool = _setting(True, "Match neurons on the samples of all processes, not of each process alone.")
     ot_nonfinite_limit: int = _setting(
@@ -264,11 +271,12 @@ class TransferSettings(DataSettings, ModelSettings):
             self._check_number(name, low=1)
         self._check_number("layer_order_prior", low=0)
         self._check_number("layer_samples", low=2)
-        if not 0 <= self.plan_momentum < 1:
+        if self.plan_momentum is not None and not 0 <= self.plan_momentum < 1:
             raise ValueError(f"plan_momentum must lie in [0, 1), got {self.plan_momentum}")
         check_choice("ot_positions", self.ot_positions, POSITIONS)
         check_choice("ot_tokens", self.ot_tokens, TOKENS)
-        check_choice("ot_method", self.ot_method, OT_METHODS)
+        check_choice("ot_method", self.ot_method, (AUTO, *OT_METHODS))
+        settle_method(self)
         check_choice("ot_teacher_mass", self.ot_teacher_mass, TEACHER_MASS)
         check_choice("ot_cost", self.ot_cost, OT_COSTS)
         check_choice("ot_dead_neurons", self.ot_dead_neurons, DEAD_NEURONS)
