@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from hf_reprot.plots import save_figure
 
-from . import upper_stages
+from . import steps, upper_stages
 from .bench import results_folder
 from .cards import write_cards
 from .footprint import footprint_table
@@ -23,10 +23,14 @@ from .report import accuracies, report, short_table
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = (
-    *("families_unlabelled", "small_unlabelled"),
+    *("families_unlabelled", "small_unlabelled", "clipart_unlabelled", "cutouts_unlabelled", "positions_unlabelled"),
+    "families",
     *("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation"),
 )
-_IN_SHORT = ("families_unlabelled", "small_unlabelled", "finetune", "finetune_fashion", "distil", "small", "coupling")
+_IN_SHORT = (
+    *("families_unlabelled", "small_unlabelled", "clipart_unlabelled", "cutouts_unlabelled", "positions_unlabelled"),
+    *("families", "finetune", "finetune_fashion", "distil", "small", "coupling"),
+)
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 _HEAD = """# What was measured
 
@@ -53,6 +57,12 @@ def main() -> None:
     if upper.where(phase="final"):
         parts.append(upper_stages.report(plan, upper))
         parts.append("`python -m studies.upper_stages studies/upper_stages.yaml`")
+    path = Path(__file__).with_name("steps.yaml")
+    study, counts = steps.read(path)
+    needed = Results(results_folder() / f"{study.name}.jsonl", steps.KEY)
+    if needed.lines:
+        parts.append(steps.report(study, counts, needed))
+        parts.append("`python -m studies.steps studies/steps.yaml`")
     for name in STUDIES:
         path = Path(__file__).with_name(f"{name}.yaml")
         results = Results(results_folder() / f"{name}.jsonl")

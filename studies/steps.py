@@ -86,6 +86,13 @@ def report(study: Study, steps: list[int], results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def read(path: Path) -> tuple[Study, list[int]]:
+    """A study and its numbers of steps."""
+    content = yaml.safe_load(path.read_text("utf-8"))
+    steps = content.pop("steps")
+    return study_of(content, path), steps
+
+
 def _first(steps: list[int], table: dict, method: str, seed: int, accuracy: float) -> float:
     return next((n for n in steps if table[method, n].get(seed, 0.0) >= accuracy), np.inf)
 
@@ -103,9 +110,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=results_folder(), help="folder of the results")
     parser.add_argument("--report", action="store_true", help="run nothing")
     given = parser.parse_args()
-    content = yaml.safe_load(given.file.read_text("utf-8"))
-    steps = content.pop("steps")
-    study = study_of(content, given.file)
+    study, steps = read(given.file)
     results = Results(given.results / f"{study.name}.jsonl", KEY)
     if not given.report:
         run(study, steps, results)
