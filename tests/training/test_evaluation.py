@@ -9,7 +9,7 @@ from hf_reprot.features.activations import pooled_neurons
 from hf_reprot.features.architecture import last_layer
 from hf_reprot.features.taps import Taps
 from hf_reprot.hub.record import RunRecord
-from hf_reprot.losses import RepresentationTransport
+from hf_reprot.losses import GaussianTransport
 from hf_reprot.models.probing import measure_features
 from tests.toy_models import Images, resnet, vit
 from tests.training.runs import make_trainer
@@ -34,7 +34,7 @@ def test_the_measures_are_those_of_the_frozen_student_and_teacher(tmp_path):
     ours, theirs = _features(student, data), _features(teacher, data)
     expected = measure_features(ours, data.labels).metrics()
     expected |= {f"teacher_{name}": v for name, v in measure_features(theirs, data.labels).metrics().items()}
-    expected["ot_loss"] = float(RepresentationTransport()(ours, theirs).loss)
+    expected["ot_loss"] = float(GaussianTransport()(ours, theirs).loss)
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-4), name
     assert trainer.state.log_history[-1]["eval_knn_accuracy"] == metrics["eval_knn_accuracy"]
