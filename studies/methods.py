@@ -34,8 +34,9 @@ class Method:
     rolled: bool = False
 
 
-def _transport(weight: float = 10.0, **settings: Any) -> Method:
-    return Method(("ot_weight", weight), settings)
+def _transport(weight: float = 10.0, *, label_free: bool = False, **settings: Any) -> Method:
+    settings = {"ot_method": "sinkhorn"} | settings | ({"task_weight": 0.0} if label_free else {})
+    return Method(("ot_weight", weight), settings, label_free=label_free)
 
 
 def _feature(name: str, weight: float, *, maps: bool = False) -> Method:
@@ -79,13 +80,9 @@ METHODS: dict[str, Method] = {
     "independent": _transport(ot_method="independent"),
     "Gaussian transport": _transport(50.0, **_GAUSSIAN),
     "rolled teacher": Method(("ot_weight", 50.0), _GAUSSIAN, rolled=True),
-    "transport, then a linear head": Method(("ot_weight", 10.0), {"task_weight": 0.0}, label_free=True),
-    "transport, running moments, then a linear head": Method(
-        ("ot_weight", 10.0), {"task_weight": 0.0, "plan_momentum": 0.9}, label_free=True
-    ),
-    "random pairing, then a linear head": Method(
-        ("ot_weight", 10.0), {"task_weight": 0.0, "ot_method": "random"}, label_free=True
-    ),
+    "transport, then a linear head": _transport(label_free=True),
+    "transport, running moments, then a linear head": _transport(label_free=True, plan_momentum=0.9),
+    "random pairing, then a linear head": _transport(label_free=True, ot_method="random"),
     "FitNet, then a linear head": Method(
         ("feature_weight", 50.0), {"task_weight": 0.0, "ot_weight": 0.0, "feature_loss": "fitnet"}, label_free=True
     ),
@@ -110,7 +107,7 @@ METHODS: dict[str, Method] = {
     "running moments 0.9": _transport(plan_momentum=0.9),
     "running moments 0.99": _transport(plan_momentum=0.99),
     # what else might make the optimal coupling pay more
-    "every layer": Method(("ot_weight", 10.0), blocks=True),
+    "every layer": Method(("ot_weight", 10.0), {"ot_method": "sinkhorn"}, blocks=True),
     "every layer, random pairing": Method(("ot_weight", 10.0), {"ot_method": "random"}, blocks=True),
     "one plan, kept": _transport(ot_cost="learned"),
     "half of the neurons": _transport(select_k=0.5, select_by="transport"),
@@ -120,11 +117,9 @@ METHODS: dict[str, Method] = {
     "FitNet, every position": Method(
         ("feature_weight", 50.0), {"ot_weight": 0.0, "feature_loss": "fitnet", "ot_positions": "all"}
     ),
-    "every position, then a linear head": Method(
-        ("ot_weight", 10.0), {"task_weight": 0.0, "ot_positions": "all"}, label_free=True
-    ),
-    "every position, random pairing, then a linear head": Method(
-        ("ot_weight", 10.0), {"task_weight": 0.0, "ot_positions": "all", "ot_method": "random"}, label_free=True
+    "every position, then a linear head": _transport(label_free=True, ot_positions="all"),
+    "every position, random pairing, then a linear head": _transport(
+        label_free=True, ot_positions="all", ot_method="random"
     ),
     "FitNet, every position, then a linear head": Method(
         ("feature_weight", 50.0),
