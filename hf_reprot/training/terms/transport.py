@@ -62,17 +62,21 @@ class TransportTerm(Term):
         self.loss = transport_of(self.config)
         self.running: list[RunningMoments] | None = None
         self.plans: list[Tensor | None] = []
-        if self.config.plan_momentum > 0:
-            self.running = [RunningMoments(self.config.plan_momentum) for _ in self.layers.pairs]
+        if self._momentum > 0:
+            self.running = [RunningMoments(self._momentum) for _ in self.layers.pairs]
         self._carried = list(self.layers.pairs)  # the pairs that `running` is of
         self.layers.on_change(self._pairs_changed)
+
+    @property
+    def _momentum(self) -> float:
+        return self.config.plan_momentum or 0.0
 
     def _pairs_changed(self) -> None:
         """Carried moments of pairs that stay go on."""
         if self.running is not None:
             known = dict(zip(map(_key, self._carried), self.running, strict=True))
             pairs = self.layers.pairs
-            self.running = [known.get(_key(pair)) or RunningMoments(self.config.plan_momentum) for pair in pairs]
+            self.running = [known.get(_key(pair)) or RunningMoments(self._momentum) for pair in pairs]
         self._carried, self.plans = list(self.layers.pairs), []
 
     def marginals(self, neurons: Sequence[tuple[Tensor, Tensor]], batch: Batch) -> Marginals:
