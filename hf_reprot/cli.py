@@ -209,6 +209,40 @@ def evaluate(
 
 
 @app.command()
+def export(
+    student: Annotated[str, typer.Argument(help="A student's folder, or a hub id.")],
+    format: Annotated[str, typer.Option(help='"onnx".')] = "onnx",
+    output: Annotated[Path | None, typer.Option(help="Folder for onnx/model.onnx; default: the student's.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Images to check it on: a hub id or a folder; default: scikit-learn's photographs."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Number of images to check it on.", min=1)] = 16,
+    tolerance: Annotated[float, typer.Option(help="Largest difference, relative to the largest output.")] = 1e-3,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default: torch's choice.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the images.")] = None,
+    push_to: Annotated[str | None, typer.Option(help="Repository to push the folder to, with the export.")] = None,
+) -> None:
+    """Write a student as ONNX and check it against the student. Needs: pip install 'hf-reprot[onnx]'."""
+    from .commands.export import export_student
+    from .utils.messages import check_choice
+
+    check_choice("format", format, ("onnx",))
+    options: dict[str, Any] = {"dataset": dataset, "samples": samples, "tolerance": tolerance, "opset": opset}
+    facts = export_student(student, output, image_column=image_column, **options)
+    table = Table("export", "value")
+    for name, value in facts.rows():
+        table.add_row(name, value)
+    console.print(table)
+    place = Path(output or student)
+    console.print(f"wrote {place / facts.file}", highlight=False)
+    if push_to is not None:
+        from .hub.push import push_folder
+
+        console.print(f"pushed to {push_folder(place, push_to).commit_url}")
+
+
+@app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help="A trained student's folder.")],
     repository: Annotated[str | None, typer.Option(help="Repository that the card's code examples refer to.")] = None,

@@ -107,7 +107,7 @@ def evaluate_model(
     if samples is not None and samples < len(images):
         images = images.shuffle(seed=seed).select(range(samples))
     model = Teacher.load(source).model.to(device)
-    processor = processor or _processor(source)
+    processor = processor or processor_of(source)
     collator = ImageCollator(processor, "none", found.image, found.label, read_labels(found, images))
     features, labels, logits = _run(model, images, collator, batch_size, device)
     quality = measure_features(features, labels, neighbours)
@@ -166,7 +166,25 @@ def _class_names(images: Any, found: Columns | None, name: str) -> list[str]:
     return label_names(images, found.label)
 
 
-def _processor(source: Any) -> BaseImageProcessor:
+def images_of(dataset: Any, image_column: str | None = None) -> tuple[Any, str, str]:
+    """Images of a data set, labelled or not: the test split, validation, or the first.
+
+    Returns:
+        The images, what the data set is called, and the column of the images.
+    """
+    images, name, _ = _images(dataset, None, image_column, None)
+    found = find_columns(images, image_column)
+    if found is None:
+        raise ValueError(f"{name} has no column of images")
+    return images, name, found.image
+
+
+def processor_of(source: Any) -> BaseImageProcessor:
+    """The image processor of a model given by its hub id or folder.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
     if not isinstance(source, str | os.PathLike):
         raise ValueError("a module does not say how its images are prepared: give processor")
     with explained(os.fspath(source), {}, what="model's image processor"):

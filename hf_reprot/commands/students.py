@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from transformers import AutoConfig, TimmWrapperImageProcessor
+from transformers import AutoConfig, PreTrainedConfig, TimmWrapperImageProcessor
 
+from ..config import OTTransferConfig
+from ..models.dense import dense_task, load_dense_student
 from ..models.modules import names_of_config
 from ..models.spec import parse_teacher
 from ..models.student import create_timm_student, load_student
+from ..training.collating import collator_for_images
 from ..training.given_student import image_processor_of
 from ..utils.hub_ids import split_revision
 from ..utils.messages import nearest
 from ..utils.strict_json import load_json
+from .samples import columns_of
 
-__all__ = ["is_new", "json_object", "student_and_processor", "teacher_classes"]
+__all__ = ["dense_student", "is_dense", "is_new", "json_object", "student_and_processor", "teacher_classes"]
 
 
 def is_new(student: str) -> bool:
@@ -71,6 +75,44 @@ def student_and_processor(
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(f"{error}. Nor is it a timm architecture{hint}") from error
     return student, image_processor_of(source, trust_remote_code=trust)
+
+
+def is_dense(source: str) -> bool:
+    """Whether a student by its name answers with masks or boxes."""
+    if is_new(source):
+        return False
+    return dense_task(_architectures(source)) is not None
+
+
+def dense_student(recipe: Any, config: OTTransferConfig, train: Any, evaluation: Any) -> tuple[Any, Any, Any]:
+    """The student of a recipe that answers with masks or boxes, its image processor, and what makes batches.
+
+    `student_model_args` changes its config: `{"num_labels": 5}` gives it a new head for five classes.
+
+    Raises:
+        ValueError: a student that cannot be had, settings that it does not go with, data without masks or boxes.
+    """
+    if recipe.fit_head or recipe.student_head is not None:
+        raise ValueError(f"{recipe.student} answers with masks or boxes: fit_head and student_head are for classifiers")
+    changes = json_object("student_model_args", recipe.student_model_args or "{}")
+    trust = recipe.trust_remote_code
+    student = load_dense_student(
+        recipe.student, from_scratch=recipe.student_from_scratch, trust_remote_code=trust, **changes
+    )
+    processor = image_processor_of(recipe.student, trust_remote_code=trust)
+    collator = collator_for_images(processor, config, student, train, evaluation)
+    if collator is None:
+        raise ValueError(f"{recipe.dataset} has no raw images: it has {', '.join(columns_of(train))}")
+    return student, processor, collator
+
+
+def _architectures(source: str) -> list[str]:
+    path, revision = split_revision(source)
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(path, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError):
+        return []  # whoever loads it says what is wrong
+    return [str(name) for name in content.get("architectures") or ()]
 
 
 def teacher_classes(teachers: Sequence[str | Mapping[str, Any]]) -> list[str] | None:

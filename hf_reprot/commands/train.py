@@ -25,7 +25,8 @@ from ..trainer import OTTransferTrainer
 from ..training.collating import check_label, collator_for_images
 from ..utils.running import accuracy
 from .head import check_head, fit_recipe_head, labelled_data
-from .students import is_new, json_object, student_and_processor, teacher_classes
+from .samples import columns_of, drawn_samples
+from .students import dense_student, is_dense, is_new, json_object, student_and_processor, teacher_classes
 
 logger = logging.getLogger(__name__)
 
@@ -90,21 +91,26 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
     """
     set_seed(config.seed)
     config.augmentation = config.augmentation or "flip"
+    dense = is_dense(given("student", recipe.student))
     data = load_image_dataset(
         given("dataset", recipe.dataset),
         config=recipe.dataset_config,
         revision=recipe.dataset_revision,
-        image_column=config.image_column,
-        label_column=config.label_column,
+        image_column=None if dense else config.image_column,
+        label_column=None if dense else config.label_column,
+        streaming=recipe.streaming,
     )
     if recipe.train_split not in data:
         raise ValueError(f"{recipe.dataset} has no split {recipe.train_split!r}: it has {', '.join(data)}")
     train = data[recipe.train_split]
     evaluation = _evaluation_split(data, recipe)
-    own_label = config.label_column if config.task_weight > 0 or config.label_column in train.column_names else None
+    if dense:
+        train, evaluation = drawn_samples(train, evaluation, recipe, config.seed)
+        return Prepared(*dense_student(recipe, config, train, evaluation), train, evaluation, None)
+    own_label = config.label_column if config.task_weight > 0 or config.label_column in columns_of(train) else None
     found = find_columns(train, config.image_column, own_label)
     if found is None:
-        raise ValueError(f"{recipe.dataset} has no raw images: it has {', '.join(train.column_names)}")
+        raise ValueError(f"{recipe.dataset} has no raw images: it has {', '.join(columns_of(train))}")
     if config.task_weight > 0:
         check_label(found, None, config.task_weight)
     labelled, labels = labelled_data(recipe, config, data, found)
@@ -112,10 +118,7 @@ def prepare(recipe: Recipe, config: OTTransferConfig) -> Prepared:
     needs_head = config.task_weight > 0 or config.kd_weight > 0 or recipe.fit_head
     if names is None and config.kd_weight > 0 and is_new(given("student", recipe.student)):
         names = teacher_classes(teachers_of(recipe))
-    if recipe.max_train_samples is not None and recipe.max_train_samples < len(train):
-        train = train.shuffle(seed=config.seed).select(range(recipe.max_train_samples))
-    if evaluation is not None and recipe.max_eval_samples is not None and recipe.max_eval_samples < len(evaluation):
-        evaluation = evaluation.shuffle(seed=config.seed).select(range(recipe.max_eval_samples))
+    train, evaluation = drawn_samples(train, evaluation, recipe, config.seed)
     student, processor = student_and_processor(recipe, names, problem_of(labels), needs_head=needs_head)
     check_head(recipe, student)
     collator = collator_for_images(processor, config, student, train, evaluation)

@@ -15,6 +15,8 @@ from datasets import (
     DatasetDict,
     Features,
     Image,
+    IterableDataset,
+    IterableDatasetDict,
     load_dataset,
 )
 from torch.utils.data import Subset
@@ -44,7 +46,8 @@ def load_image_dataset(
     revision: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> DatasetDict:
+    streaming: bool = False,
+) -> DatasetDict | IterableDatasetDict:
     """Loads a data set of images, with labels if it has them.
 
     Args:
@@ -56,6 +59,7 @@ def load_image_dataset(
         revision: Revision of a data set from the Hub.
         image_column: Column of the images; None: the one of type Image.
         label_column: Column of the labels, which becomes a ClassLabel if it is none; None: the one of type ClassLabel.
+        streaming: Read rows when they are asked for, without storing the data set. Labels that are texts stay texts.
 
     Returns:
         The splits. Where a column was named, only the chosen columns are kept.
@@ -77,11 +81,19 @@ def load_image_dataset(
     elif folder.is_absolute() or source.startswith((".", "~")):
         raise ValueError(f"there is no folder {source!r} to load images from")
     else:
-        data = _load_from_hub(source, config, revision)
+        data = _load_from_hub(source, config, revision, streaming)
+    if streaming and isinstance(data, DatasetDict):
+        data = IterableDatasetDict({name: _stream(split) for name, split in data.items()})
     empty = [name for name, split in data.items() if hasattr(split, "__len__") and not len(split)]
     if len(empty) == len(data):
         raise ValueError(f"{source} is empty: its splits ({', '.join(empty)}) have no row")
     return _with_columns(data, source, image_column, label_column)
+
+
+def _stream(split: Dataset) -> IterableDataset:
+    stream = split.to_iterable_dataset()
+    stream.info.dataset_name = split.info.dataset_name  # a stream of what is stored forgets it
+    return stream
 
 
 def equal_shares(labels: Sequence[Any], samples: int, seed: int = 0) -> list[int]:
@@ -158,24 +170,27 @@ def leave_encoded(dataset: Any, column: str | None) -> Any:
     return dataset
 
 
-def _load_from_hub(source: str, config: str | None, revision: str | None) -> DatasetDict:
+def _load_from_hub(source: str, config: str | None, revision: str | None, streaming: bool = False) -> Any:
     repo, revision = split_revision(source, revision, title="the data set", setting="dataset_revision")
-    return _load(repo, config, revision, f"the data set {repo!r}" + (f" at revision {revision!r}" if revision else ""))
+    title = f"the data set {repo!r}" + (f" at revision {revision!r}" if revision else "")
+    return _load(repo, config, revision, title, streaming)
 
 
-def _load(path: str, config: str | None, revision: str | None, title: str) -> DatasetDict:
+def _load(path: str, config: str | None, revision: str | None, title: str, streaming: bool = False) -> Any:
     try:
-        data = load_dataset(path, name=config, revision=revision)
+        data = load_dataset(path, name=config, revision=revision, streaming=streaming)
     except Exception as error:  # the library raises many kinds; each means that this source does not load
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{title} cannot be loaded: {reason}. Legal is a hub id, a folder of images with one subfolder per class, "
             f"a folder that save_to_disk wrote, or {DIGITS!r}"
         ) from error
-    return data if isinstance(data, DatasetDict) else DatasetDict({"train": data})
+    if isinstance(data, DatasetDict | IterableDatasetDict):
+        return data
+    return IterableDatasetDict({"train": data}) if streaming else DatasetDict({"train": data})
 
 
-def _with_columns(data: DatasetDict, source: str, image: str | None, label: str | None) -> DatasetDict:
+def _with_columns(data: Any, source: str, image: str | None, label: str | None) -> Any:
     features: dict[str, Any] = {}
     for split in data.values():  # one may have labels, and another none
         features |= {name: f for name, f in (features_of(split) or {}).items() if name not in features}
@@ -192,15 +207,16 @@ def _with_columns(data: DatasetDict, source: str, image: str | None, label: str 
     if not isinstance(found.image_feature, Image):
         data = _cast_images(data, found.image, source)
     kind = label_kind(found.feature)
-    if kind in ("text", "bool") or (label is not None and kind == "integer"):
+    if isinstance(data, DatasetDict) and (kind in ("text", "bool") or (label is not None and kind == "integer")):
         data = _cast_labels(data, found.label_column, source)
     if image is None and label is None:
         return data
     chosen = [column for column in (found.image, found.label) if column is not None]
-    return DatasetDict({n: d.select_columns([c for c in chosen if c in d.features]) for n, d in data.items()})
+    kept = {n: d.select_columns([c for c in chosen if c in (d.features or chosen)]) for n, d in data.items()}
+    return type(data)(kept)
 
 
-def _cast_images(data: DatasetDict, column: str, source: str) -> DatasetDict:
+def _cast_images(data: Any, column: str, source: str) -> Any:
     try:
         return data.cast_column(column, Image())
     except Exception as error:  # arrow's own kinds

@@ -3,6 +3,7 @@ other model's weights, no token."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from ..utils.safetensors_only import check_file, check_folder, check_inside
 from .privacy import holds_token, public
+from .record import RECORD_FILE, RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ def student_contents(folder: str | Path) -> list[Content]:
     """The files of a student's folder that go to the Hub, checked.
 
     Left behind: pickled arguments, checkpoints and what only resuming needs, logs, hidden files, names that start with
-    an underscore, and (with a warning) kinds of files that no repository of a model needs.
+    an underscore, and (with a warning) kinds of files that no repository of a model needs. An ONNX file goes along
+    where the record says that it was exported from the student, as it lies there.
 
     Raises:
         FileNotFoundError: no such folder, or no weights or no config in it.
@@ -63,7 +66,8 @@ def student_contents(folder: str | Path) -> list[Content]:
         raise FileNotFoundError(f"there is no folder {folder}")
     files = list(_walk(folder, (*_LEFT_BEHIND, *_FOR_RESUMING)))
     _check_pickles(folder, files)
-    left = [name for name in files if not _is_known(name)]
+    exports = _exports(folder)
+    left = [name for name in files if not _is_known(name) and name not in exports]
     if left:
         logger.warning("Not pushed, because a model's repository has no use for them: %s", _some(left))
     files = [name for name in files if name not in left]
@@ -122,6 +126,15 @@ def _fits(name: str, patterns: Iterable[str]) -> bool:
 def _is_known(name: str) -> bool:
     path = PurePosixPath(name)
     return path.suffix in _KINDS or path.name in _BARE_NAMES or path.stem in ("LICENSE", "NOTICE")
+
+
+def _exports(folder: Path) -> set[str]:
+    """The exports of the student that the record of its run knows: of these very weights, and compared with them."""
+    if not (folder / RECORD_FILE).is_file():
+        return set()
+    facts = [f for f in RunRecord.load(folder).exports if re.fullmatch(r"onnx/[\w-]+\.onnx", f.file)]
+    there = [f for f in facts if (folder / f.file).is_file()]
+    return {f.file for f in there if hashlib.sha256((folder / f.file).read_bytes()).hexdigest() == f.sha256}
 
 
 def _check_pickles(folder: Path, files: Iterable[str]) -> None:

@@ -101,3 +101,44 @@ class DataFacts:
     split: str | None = None
     license: License | None = None
     part: str | None = None
+
+
+@dataclass
+class ExportFacts:
+    """A student in another format, and how it compares with the student.
+
+    Attributes:
+        file: Where it lies, below the student's folder.
+        bytes: Its size.
+        sha256: Its digest: what a push sends is what was compared.
+        opset: Version of ONNX's operators.
+        images: How many images both were run on.
+        tolerance, difference: The largest difference of the outputs, relative to the largest number: allowed and found.
+        runtime: What ran it.
+        speed, torch_speed: Measured on the same batch, of the export and of the student in PyTorch.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    opset: int
+    images: int
+    tolerance: float
+    difference: float
+    runtime: str
+    speed: Speed | None = None
+    torch_speed: Speed | None = None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values, for a table."""
+        rows = [
+            ("size", f"{self.bytes / 1e6:,.1f} MB"),
+            ("opset", str(self.opset)),
+            ("largest difference", f"{self.difference:.2g} of the largest output ({self.tolerance:.2g} is allowed)"),
+            ("checked on", f"{self.images} images, {self.runtime}"),
+        ]
+        for name, speed in (("speed", self.speed), ("speed in PyTorch", self.torch_speed)):
+            if speed is not None:
+                size = f"batches of {speed.batch_size}, {speed.device}"
+                rows.append((name, f"{speed.samples_per_second:,.1f} images a second ({size})"))
+        return rows

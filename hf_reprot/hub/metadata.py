@@ -21,6 +21,7 @@ def card_metadata(record: RunRecord) -> ModelCardData:
     ]
     if record.student.library == "timm":
         tags += ["timm", "transformers"]  # the same repository loads in both
+    tags += ["onnx"] if record.exports else []
     terms: dict[str, Any] = record.license.metadata() if record.license is not None else {}
     data = ModelCardData(
         language=[code for code in record.language if word_of(code)] or None,

@@ -30,6 +30,7 @@ _TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForSemanticSegmentation": "image-segmentation",
+    "ForObjectDetection": "object-detection",
     "ForAudioClassification": "audio-classification",
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -114,7 +115,7 @@ def data_facts(dataset: Any) -> DataFacts | None:
     samples = len(dataset) if hasattr(dataset, "__len__") else None
     info = getattr(dataset, "info", None)
     if info is None or not hasattr(info, "dataset_name"):
-        return DataFacts(type(dataset).__name__, samples)
+        return DataFacts(_title(dataset), samples)
     split = str(dataset.split) if getattr(dataset, "split", None) is not None else None
     repo, revision = _dataset_repo(dataset)
     license = License.of(info.license)
@@ -124,6 +125,15 @@ def data_facts(dataset: Any) -> DataFacts | None:
     name = repo or (folder_name(given) if given else None) or "data made in memory"
     config = config if config != "default" else None
     return DataFacts(name, samples, repo, config, revision, split, license)
+
+
+def _title(dataset: Any) -> str:
+    """A folder of torchvision's by its name, also below `Subset`; other data sets by their class."""
+    whole = dataset
+    while type(whole).__name__ == "Subset":
+        whole = whole.dataset
+    folder = any(kind.__name__ == "DatasetFolder" for kind in type(whole).__mro__)
+    return folder_name(str(whole.root)) if folder else type(whole).__name__
 
 
 def task_of(model: nn.Module) -> str | None:

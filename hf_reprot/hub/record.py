@@ -15,7 +15,7 @@ from typing import Any
 from ..models.head import HeadFit
 from ..utils.files import write_whole
 from ..utils.strict_json import fitting, from_mapping
-from .facts import DataFacts, ModelFacts, Start
+from .facts import DataFacts, ExportFacts, ModelFacts, Start
 from .foreign import clean, picture_of
 from .licenses import License
 from .privacy import public
@@ -137,6 +137,7 @@ class RunRecord:
         step: Optimiser steps taken.
         head: A head that was fitted afterwards.
         head_data: What it was fitted on, where that is another data set than the training's.
+        exports: The student in other formats, beside its weights.
         history: The training log: one mapping of numbers an entry, with "step".
         tags: Tags beside those that the card sets by itself.
         language: Languages of a text model.
@@ -168,6 +169,7 @@ class RunRecord:
     step: int | None = None
     head: HeadFit | None = None
     head_data: DataFacts | None = None
+    exports: list[ExportFacts] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     language: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ from typing import Any
 from ..config import OTTransferConfig
 from ..models.head import HeadFit
 from ..utils.settings import settings_of_loss, weight_counts, weights_of_terms
-from .facts import ModelFacts
+from .facts import ExportFacts, ModelFacts
 from .foreign import url_of
 from .licenses import License
 from .markdown import (
@@ -169,7 +169,23 @@ def fact_rows(record: RunRecord) -> list[tuple[str, str]]:
         rows.append(("Optimiser steps", f"{record.step:,}{time}"))
     if record.head is not None:
         rows.append(("Head", _head_sentence(record, record.head)))
-    return rows
+    return rows + [("ONNX", _export_sentence(facts)) for facts in record.exports]
+
+
+def _export_sentence(facts: ExportFacts) -> str:
+    """What an export is and how it compares."""
+    speed = ""
+    if facts.speed is not None:
+        beside = f" ({facts.torch_speed.samples_per_second:,.0f} in PyTorch)" if facts.torch_speed is not None else ""
+        speed = (
+            f"; {facts.speed.samples_per_second:,.0f} images a second{beside}, batches of {facts.speed.batch_size}, on "
+            f"{cell(facts.speed.device)}"
+        )
+    return (
+        f"`{code(facts.file)}`, {facts.bytes / 1e6:,.1f} MB, opset {facts.opset}; {cell(facts.runtime)} gives the "
+        f"student's outputs to {facts.difference:.1g} of the largest on {facts.images} images (allowed: "
+        f"{facts.tolerance:.1g}){speed}"
+    )
 
 
 def _head_sentence(record: RunRecord, fit: HeadFit) -> str:

@@ -34,6 +34,9 @@ class Recipe:
     dataset_revision: str | None = _setting(None, "Revision of a data set from the Hub.")
     train_split: str = _setting("train", "Split to train on.")
     eval_split: str | None = _setting(None, "Split to evaluate on; default: validation or test, if it exists.")
+    streaming: bool = _setting(
+        False, "Read the data set row by row in training, without storing it; the run's length is max_steps."
+    )
     max_train_samples: int | None = _setting(None, "Maximum number of training samples, drawn with the run's seed.")
     max_eval_samples: int | None = _setting(None, "Maximum number of evaluation samples.")
     fit_head: bool = _setting(
@@ -55,5 +58,7 @@ class Recipe:
         "or its checkpoint has one. Without, it is a backbone: task_weight 0, kd_weight 0.",
     )
     student_from_scratch: bool = _setting(False, "Use only the config of a hub student, randomly initialised.")
-    student_model_args: str | None = _setting(None, "Arguments for timm.create_model of a new student, as JSON.")
+    student_model_args: str | None = _setting(
+        None, "Arguments for timm.create_model of a new student, or for the config of one with masks or boxes, as JSON."
+    )
     trust_remote_code: bool = _setting(False, "Run code that comes with the student's repository.")

@@ -11,6 +11,7 @@ from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrained
 from ..config import OTTransferConfig
 from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, features_of, find_columns, is_transformed, table_of
+from ..data.dense import ColumnError, DetectionCollator, SegmentationCollator, box_column, mask_column
 from ..data.labels import read_labels
 from ..data.tokens import TeacherTokenCollator, pad_token_of
 from ..models.modules import class_name, class_names, is_headless
@@ -20,6 +21,7 @@ from .labels import check_maps
 
 # Students whose labels are no classes: their images and targets go through a processor together.
 _DENSE = ("Segmentation", "ObjectDetection", "DepthEstimation")
+_TARGETS = {"ForSemanticSegmentation": "masks", "ForObjectDetection": "boxes"}
 
 
 def collator_of_run(given: Any, processing_class: Any, args: OTTransferConfig, *about: Any, own_loss: bool) -> Any:
@@ -96,6 +98,9 @@ def collator_for_images(
     Raises:
         ValueError: columns that do not exist, labels that do not fit the student, none where the loss needs them.
     """
+    kind = dense_kind(student)
+    if kind is not None:
+        return _dense_collator(kind, processor, args, train, evaluation)
     if student is not None and is_headless(student):
         student = None  # whatever the labels are, it learns nothing from them
     found = None
@@ -123,6 +128,31 @@ def collator_for_images(
                 raise
             columns["label_column"] = None  # labels that no term needs
     return ImageCollator(processor, **columns, read_labels=reader)
+
+
+def dense_kind(student: Any) -> str | None:
+    """ "masks" or "boxes" for a student that answers with these; None for others."""
+    name = class_name(student) if student is not None else ""
+    return next((kind for part, kind in _TARGETS.items() if part in name), None)
+
+
+def _dense_collator(kind: str, processor: BaseImageProcessor, args: OTTransferConfig, *datasets: Any) -> Any:
+    """The collator of images and masks or boxes; of images alone where no term needs the others."""
+    for dataset in datasets:
+        found = find_columns(dataset, args.image_column) if dataset is not None else None
+        if found is None:
+            continue
+        columns, augmentation = features_of(dataset) or {}, args.augmentation or PLAIN
+        try:
+            if kind == "masks":
+                target = mask_column(columns, found.image, args.label_column)
+                return SegmentationCollator(processor, augmentation, found.image, target)
+            return DetectionCollator(processor, augmentation, found.image, box_column(columns, args.label_column))
+        except ColumnError:
+            if args.task_weight > 0 or args.label_column is not None:
+                raise
+            return ImageCollator(processor, augmentation, found.image, None)
+    return None
 
 
 def check_prepared(args: OTTransferConfig, *datasets: Any) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from transformers import EvalPrediction
 
+from ..models.modules import class_count
 from ..utils.running import accuracy
+from .collating import dense_kind
+from .dense_metrics import MeanIoU
 
 _ONE_CLASS = ("ForImageClassification", "ForSequenceClassification", "ForVideoClassification", "ForAudioClassification")
 
@@ -50,5 +53,13 @@ def settle_default_metrics(trainer: Any) -> None:
     if any(getattr(config, name, False) for name in ("output_hidden_states", "output_attentions")):
         return  # metrics make `Trainer` keep all outputs of an evaluation, and those would not fit into memory
     base = student.get_base_model() if hasattr(student, "get_base_model") else student  # PEFT
+    kind = dense_kind(base)
+    if kind == "masks" and trainer.args.task_weight > 0:
+        ignored = getattr(config, "semantic_loss_ignore_index", 255)
+        metric = MeanIoU(class_count(base) or 1, ignored)
+        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = metric, metric.of_logits
+        trainer.args.batch_eval_metrics = True  # masks of all images would not fit into memory
+    if kind == "boxes":
+        trainer.args.prediction_loss_only = True  # boxes of different images cannot be put side by side
     if getattr(base, "loss_type", None) in _ONE_CLASS:
         trainer.compute_metrics = DefaultMetrics(trainer)

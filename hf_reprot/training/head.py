@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.collator import ImageCollator
 from ..data.columns import columns_of_student
 from ..data.dataset_columns import features_of, find_columns
+from ..data.dense import DenseCollator
 from ..data.labels import read_labels
 from ..models.head import HeadFit, fit_head, linear_head
 from ..models.modules import class_names, is_headless, some
@@ -103,7 +104,7 @@ def collator_for_columns(
         student: The student, unwrapped.
         columns: What `chosen_columns` gave.
     """
-    if not isinstance(collator, ImageCollator):
+    if not isinstance(collator, ImageCollator) or isinstance(collator, DenseCollator):
         return collator
     found = find_columns(dataset, *columns)
     if found is None or (found.image, found.label) == collator.input_columns:
