@@ -10,7 +10,7 @@ import timm
 from transformers import AutoConfig, PreTrainedConfig, TimmWrapperImageProcessor
 
 from ..config import OTTransferConfig
-from ..models.dense import dense_task, load_dense_student
+from ..models.dense import DENSE, load_dense_student
 from ..models.modules import names_of_config
 from ..models.spec import parse_teacher
 from ..models.student import create_timm_student, load_student
@@ -81,7 +81,7 @@ def is_dense(source: str) -> bool:
     """Whether a student by its name answers with masks or boxes."""
     if is_new(source):
         return False
-    return dense_task(_architectures(source)) is not None
+    return any(part in name for name in _architectures(source) for part in DENSE)
 
 
 def dense_student(recipe: Any, config: OTTransferConfig, train: Any, evaluation: Any) -> tuple[Any, Any, Any]:

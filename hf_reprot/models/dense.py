@@ -20,6 +20,8 @@ from ..utils.safetensors_only import check_source
 from .loading import check_fit, explained, locate
 from .model_size import check_size
 
+# What the names of such models' classes say; not all of them can be students.
+DENSE = ("Segmentation", "ObjectDetection", "DepthEstimation")
 _CLASSES = {
     "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
     "ForObjectDetection": AutoModelForObjectDetection,
@@ -54,8 +56,9 @@ def load_dense_student(
         content = PreTrainedConfig.get_config_dict(place.path, **pinned)[0]
         task = dense_task(content.get("architectures"))
         if task is None:
-            known = ", ".join(_CLASSES).replace("For", "")
-            raise ValueError(f"{name} is a model of another kind ({content.get('architectures')}): legal are {known}")
+            known = ", ".join(f"...{end}" for end in _CLASSES)
+            asked = ", ".join(map(str, content.get("architectures") or ["unknown"]))
+            raise ValueError(f"the student {name} is a {asked}, which this package does not train: legal are {known}")
         options = {**pinned, "trust_remote_code": trust_remote_code}
         config = AutoConfig.from_pretrained(place.path, **options, **changes)
         if from_scratch:

@@ -14,13 +14,13 @@ from ..data.dataset_columns import Columns, features_of, find_columns, is_transf
 from ..data.dense import ColumnError, DetectionCollator, SegmentationCollator, box_column, mask_column
 from ..data.labels import read_labels
 from ..data.tokens import TeacherTokenCollator, pad_token_of
+from ..models.dense import DENSE
 from ..models.modules import class_name, class_names, is_headless
 from ..models.teacher import Teacher
 from ..settings.augmentation import PLAIN
 from .labels import check_maps
 
 # Students whose labels are no classes: their images and targets go through a processor together.
-_DENSE = ("Segmentation", "ObjectDetection", "DepthEstimation")
 _TARGETS = {"ForSemanticSegmentation": "masks", "ForObjectDetection": "boxes"}
 
 
@@ -207,7 +207,7 @@ def check_label(found: Columns, student: Any, weight: float) -> None:
         ValueError: with all columns and their types, and the setting that decides.
     """
     name = class_name(student) if student is not None else ""
-    if any(part in name for part in _DENSE):
+    if any(part in name for part in DENSE):
         raise ValueError(
             f"{name} learns from masks or boxes, which its own processor has to make of the columns: {found.table}. "
             "Give a data_collator that does, or set task_weight=0 to train on the teacher alone"

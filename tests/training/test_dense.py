@@ -1,5 +1,7 @@
 """Students that answer with masks or boxes: columns found, targets through the own processor, mean IoU."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,16 @@ def test_a_new_number_of_classes_and_mistakes(folders, tmp_path, capsys):
     changed = [*start[1:], "--student_model_args", '{"num_labels": 5}', "--save_strategy", "no"]
     trained = run_recipe(*parse_recipe(changed)).trainer
     assert trained.model.decode_head.classifier.out_channels == 5
+
+
+def test_a_family_that_cannot_be_a_student_is_refused(folders, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    kind = {"architectures": ["Mask2FormerForUniversalSegmentation"], "model_type": "mask2former"}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(kind))
+    with pytest.raises(SystemExit):
+        main(["train", "--student", str(tmp_path / "other"), "--dataset", str(folders / "scenes"), "--use_cpu", "true"])
+    told = "is a Mask2FormerForUniversalSegmentation, which this package does not train: legal are ...ForSemanticSeg"
+    assert told in capsys.readouterr().err
 
 
 def test_segmentation_with_a_teacher(tmp_path):
