@@ -28,6 +28,8 @@ _COLOURS = {
     "green": (0, 255, 0),
     "blue": (0, 0, 255),
 }
+# What the config of a model of images and texts calls the settings of the half that sees.
+VISION_CONFIGS = ("vision_config", "image_config")
 _TALL, _WIDE = (48, 64), (64, 48)  # (width, height)
 
 
@@ -133,9 +135,17 @@ def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     if inner is not None:
         return _timm_fixed_size(inner)
     config = config_of(model)
-    size = _pair(getattr(config, "image_size", None))
-    fixed = "interpolate_pos_encoding" in _forward_names(model) or getattr(config, "model_type", "") in _FIXED_TYPES
-    return size if fixed else None
+    size = _image_size(config)
+    names = _forward_names(model)
+    # A classifier around a vision model (CLIP's) passes the request on without naming it
+    fixed = "interpolate_pos_encoding" in names or not hasattr(config, "image_size")
+    return size if fixed or getattr(config, "model_type", "") in _FIXED_TYPES else None
+
+
+def _image_size(config: Any) -> tuple[int, int] | None:
+    """(height, width) that a config states, itself or for the half that sees."""
+    parts = (config, *(getattr(config, name, None) for name in VISION_CONFIGS))
+    return next((size for part in parts if (size := _pair(getattr(part, "image_size", None))) is not None), None)
 
 
 # Models with tables for one size only and no way to interpolate them.
@@ -209,7 +219,7 @@ def _of_model(model: nn.Module) -> Preprocessing | None:
     inner = timm_module(model)
     config = config_of(model)
     if inner is None:
-        size = _pair(getattr(config, "image_size", None))
+        size = _image_size(config)
         return Preprocessing(size=size) if size is not None else None
     settings = dict(inner.pretrained_cfg)
     stated = getattr(config, "pretrained_cfg", None)  # the wrapper's config belongs to the weights

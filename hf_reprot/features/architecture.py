@@ -29,7 +29,11 @@ _ASIDE = (
     "dropout",
 )
 # Families that pool before they normalise: their last layer with positions is the encoder.
-_NORM_AFTER_POOLING = ("convnext", "convnextv2", "clip", "clip_vision_model", "chinese_clip_vision_model")
+_NORM_AFTER_POOLING = (
+    *("convnext", "convnextv2", "clip", "clip_vision_model", "chinese_clip_vision_model", "altclip_vision_model"),
+    *("clipseg_vision_model", "metaclip_2", "metaclip_2_vision_model", "owlvit_vision_model", "owlv2_vision_model"),
+)
+_NORM_TWICE = ("blip_vision_model",)  # of the tokens and of the pooled one: it is not one layer
 
 
 def is_timm(model: nn.Module) -> bool:
@@ -192,6 +196,7 @@ def _last_of_backbone(base: nn.Module, normalised: bool) -> str:
     children = [(name, child) for name, child in base.named_children() if not _is_empty(child)]
     late = normalised or getattr(config_of(base), "model_type", "") not in _NORM_AFTER_POOLING
     norms = [name for name, child in children if _is_norm(child) and not name.startswith("pre")]
+    late = late and getattr(config_of(base), "model_type", "") not in _NORM_TWICE
     if norms and late:
         return norms[-1]
     pooler = dict(children).get("pooler")

@@ -5,6 +5,7 @@ A tensor of shape (n, 64, 64, 64) does not say which axis holds the neurons; the
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
@@ -177,7 +178,7 @@ def tokens_of(model: nn.Module, path: str) -> Tokens:
             last_map = f"{around}." if around else ""
             stages = len(module.model.stages) - 1
             return Tokens("image", 1, "first", None, True, f"{last_map}model.stages.{stages}")
-        if is_transformers(module) and getattr(module, "main_input_name", "") in _TEXT_INPUTS:
+        if is_transformers(module) and _reads_text(module):
             return Tokens("text", 0, "last" if _is_causal(module) else "first")
         prefix, has_class = _special_tokens(module)
         if isinstance(getattr(module, "num_prefix_tokens", None), int):
@@ -193,6 +194,13 @@ def tokens_of(model: nn.Module, path: str) -> Tokens:
         rows = not hasattr(module, "reroll")
         return Tokens("image", prefix, "first" if has_class else None, grid, rows, embedding)
     return Tokens()
+
+
+def _reads_text(model: Any) -> bool:
+    """Whether a model's main input is text; some vision models (OWL-ViT's) do not say that theirs is not."""
+    main = getattr(model, "main_input_name", "")
+    names = inspect.signature(model.forward).parameters
+    return main in _TEXT_INPUTS and (main in names or "pixel_values" not in names)
 
 
 def _model_type(module: nn.Module) -> str:

@@ -249,7 +249,7 @@ class Teacher:
             torch.no_grad(),
         ):  # not inference mode: what taps record here becomes a constant of an autograd function
             names, anything = forward_parameters(model)
-            if set(inputs) <= set(names) or anything:
+            if set(inputs) - set(self._extra) <= set(names) or anything:
                 outputs = model(**inputs)
             else:
                 outputs = model(*inputs.values())

@@ -10,19 +10,17 @@ import transformers
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..data.preprocessing import fixed_image_size, timm_module
+from ..data.preprocessing import VISION_CONFIGS, fixed_image_size, timm_module
 from ..features.architecture import config_of
 from .modules import class_name, names_of
 
-# What a config calls the settings of the part that sees.
-_VISION_CONFIGS = ("vision_config", "image_config")
 _GRID = "spatial_shapes"
 _INTERPOLATE = "interpolate_pos_encoding"
 
 
 def vision_config(config: Any) -> PreTrainedConfig | None:
     """The settings of the half that sees, of a model of images and texts (CLIP, SigLIP); None of any other model."""
-    found = (getattr(config, name, None) for name in _VISION_CONFIGS)
+    found = (getattr(config, name, None) for name in VISION_CONFIGS)
     return next((part for part in found if isinstance(part, PreTrainedConfig)), None)
 
 
@@ -122,7 +120,7 @@ def accept_image_size(model: nn.Module, size: tuple[int, int], title: str) -> di
     refusal = f"the teacher {title} cannot see images of {_words(size)} pixels: "
     if min(size) < 1:
         raise ValueError(f"{refusal}a size is above 0")
-    if getattr(model, "main_input_name", None) == "input_ids":
+    if "input_ids" in names_of(model):
         raise ValueError(f"{refusal}it reads text")
     side = _patch_side(model)
     if side is not None and any(length % side for length in size):
@@ -133,7 +131,7 @@ def accept_image_size(model: nn.Module, size: tuple[int, int], title: str) -> di
     own = fixed_image_size(model)
     if own is None or own == size:
         return {}
-    if _INTERPOLATE in names_of(model):
+    if _INTERPOLATE in names_of(model) or vision_config(config_of(model)) is not None:
         return {_INTERPOLATE: True}
     inner = timm_module(model)
     if inner is None or not hasattr(inner, "set_input_size"):

@@ -253,3 +253,30 @@ def test_a_batch_of_texts_is_refused(make):
     tokens = {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 5)}
     with pytest.raises(ValueError, match="sees images, and the batch has none: it has input_ids, attention_mask"):
         Teacher(make()).inputs_for(tokens)
+
+
+@pytest.mark.parametrize("family", ["AltCLIP", "Blip", "CLIPSeg", "MetaClip2", "Owlv2"])
+@pytest.mark.parametrize("positions", ["pooled", "all"])
+def test_other_models_of_images_and_texts(family, positions):
+    model = whole(family)
+    teacher = Teacher(model)
+    inputs = teacher.inputs_for({"pixel_values": pixels()})
+    layer = recorded(teacher, inputs, positions)
+    if positions == "all":
+        assert layer.grid == (4, 4)
+    pooled = pair_neurons(layer, layer)[0]
+    assert pooled.shape == (2, 24)
+    if positions == "pooled" and family != "Blip":
+        assert_close(pooled, teacher.model(**inputs).pooler_output)
+
+
+def test_a_classifier_around_a_vision_model_sees_its_own_size_or_another():
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(vision_config=IMAGES, text_config=TEXT, num_labels=3)
+    teacher = Teacher(transformers.CLIPForImageClassification(config))
+    batch = {"pixel_values": pixels()}
+    assert teacher.inputs_for(batch)["pixel_values"].shape == (2, 3, 32, 32)
+    teacher.check_input(batch)
+    teacher.set_image_size(48)
+    assert teacher(teacher.inputs_for(batch)).shape == (2, 3)
+    assert recorded(teacher, teacher.inputs_for(batch), "all").grid == (6, 6)
