@@ -76,18 +76,26 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Output folder for the figures and the trained student.")] = Path(
         "demo"
     ),
-    seeds: Annotated[int, typer.Option(help="Number of seeds per method.", min=1)] = 5,
+    seeds: Annotated[int, typer.Option(help="Number of seeds per method.", min=1)] = 4,
     labels: Annotated[int, typer.Option(help="Number of labelled images for the student.", min=10)] = 60,
     steps: Annotated[int, typer.Option(help="Training steps per run.", min=1)] = 100,
 ) -> None:
-    """The main job on real images, with nothing to download: digits, a CNN teacher, a smaller ViT student."""
+    """Two jobs on real images, with nothing to download: digits, a CNN teacher, a smaller ViT and a narrower CNN."""
     from .commands.demo import run_demo
 
     result = run_demo(folder, seeds=seeds, labels=labels, steps=steps)
-    console.print(result.table())
-    console.print(result.reading(), highlight=False)
-    for path in (*result.pictures, result.student):
+    console.print(
+        f"Test accuracy in %, mean ± deviation over {seeds} seeds; {labels} labels; teacher {result.teacher:.1%}, "
+        f"which saw {result.images:,} labels",
+        highlight=False,
+    )
+    for table in result.tables():
+        console.print(table)
+    for line in result.reading():
+        console.print(line, highlight=False)
+    for path in (*result.pictures, result.student, result.report):
         console.print(f"wrote {path}", highlight=False)
+    console.print(f"took {result.seconds:.0f} s", highlight=False)
 
 
 @app.command(
@@ -261,11 +269,42 @@ def push(
         bool | None, typer.Option(help="Make the repository private; default: the account's setting.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    space: Annotated[
+        bool,
+        typer.Option("--space", help="Also push a page for it (Gradio Space, NAME-demo)."),
+    ] = False,
 ) -> None:
     """Push a student to the Hub in one commit. The token comes from the environment or `hf auth login`."""
     from .hub.push import push_folder
 
-    console.print(f"pushed to {push_folder(folder, repository, private=private, revision=revision).commit_url}")
+    commit = push_folder(folder, repository, private=private, revision=revision)
+    console.print(f"pushed to {commit.commit_url}")
+    if space:
+        import tempfile
+
+        from .hub.space import push_space, write_space
+
+        repo = commit.repo_url.repo_id
+        with tempfile.TemporaryDirectory() as page:
+            write_space(folder, page)
+            console.print(f"pushed to {push_space(page, f'{repo}-demo', private=private)}")
+
+
+@app.command()
+def space(
+    student: Annotated[str, typer.Argument(help="Repository or folder of a student.")],
+    folder: Annotated[Path, typer.Option(help="Output folder for the page.")] = Path("space"),
+    teacher: Annotated[str | None, typer.Option(help="Who stands beside it; default: its teachers on the Hub.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page; default: the student's name.")] = None,
+    push: Annotated[str | None, typer.Option(help="Push the page as this Space, name/space.")] = None,
+    private: Annotated[bool | None, typer.Option(help="Make the Space private.")] = None,
+) -> None:
+    """Make a page (Gradio Space) on which an image goes before a student and its teacher."""
+    from .hub.space import push_space, write_space
+
+    console.print(f"wrote {write_space(student, folder, teacher=teacher, title=title)}", highlight=False)
+    if push is not None:
+        console.print(f"pushed to {push_space(folder, push, private=private)}")
 
 
 def _pop_processes(arguments: list[str]) -> int | None:

@@ -101,21 +101,14 @@ def test_help_names_the_settings(tmp_path):
     assert "demo" in _run("--help", folder=tmp_path).stdout
 
 
-def test_a_demo_of_other_methods_keeps_the_controls(tmp_path):
-    from hf_reprot.commands.demo import run_demo
-
-    with pytest.raises(ValueError, match="methods must hold fixed random pairing"):
-        run_demo(tmp_path, methods={"no transfer": {"ot_weight": 0.0}, "transport": {}})
-
-
 @pytest.mark.slow
 def test_the_demo_prints_a_table_and_leaves_a_student_and_pictures(tmp_path):
     done = _run("demo", "out", "--seeds", "1", "--steps", "3", "--labels", "20", folder=tmp_path)
-    for text in ("no transfer", "fixed random pairing", "independent coupling", "ahead in"):
+    for text in ("no transfer", "random pairing (control)", "FitNet", "ahead in"):
         assert text in done.stdout
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "student")
     assert model.config.id2label == {i: str(i) for i in range(10)}
-    for picture in ("plan.png", "curves.png", "accuracy.png"):
+    for picture in ("plan.png", "curves.png", "accuracy.png", "neurons.png"):
         assert (tmp_path / "out" / picture).stat().st_size > 5000
     assert not (tmp_path / "out" / "runs").exists()
 

@@ -1,12 +1,13 @@
-"""The main job on real images, with nothing to download: what `hf-reprot demo` runs."""
+"""Two jobs on real images, with nothing to download: what `hf-reprot demo` runs."""
 
 from __future__ import annotations
 
-import copy
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,38 +17,68 @@ import torch
 import transformers
 from rich.progress import Progress
 from rich.table import Table
-from sklearn.model_selection import train_test_split
+from torch import nn
 from torch.utils.data import Dataset, Subset
-from transformers import (
-    AutoModelForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    TrainerCallback,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
+from transformers import AutoModelForImageClassification, TrainerCallback
 
 from ..config import OTTransferConfig
 from ..data.digits import load_digits_dataset
-from ..plots.charts import accuracy_figure, curves_figure
-from ..plots.maps import plan_figure
-from ..plots.style import save_figure
 from ..trainer import OTTransferTrainer
 from ..utils.running import accuracy, quiet
+from .demo_parts import Pixels, balanced_rows, narrow_cnn, new_teacher, processor, small_vit
+from .demo_report import draw_pictures, write_report
 
-IMAGE = 16
-EARLIER = 5  # a pretrained student was trained on the digits below this
+PLAIN, CONTROL, OURS = "no transfer", "random pairing (control)", "transport"
+_LOGITS = {"ot_weight": 0.0, "kd_weight": 1.0, "kd_temperature": 4.0}
+_FITNET = {"ot_weight": 0.0, "feature_loss": "fitnet"}
+_GAUSSIAN = {"ot_method": "gaussian", "plan_momentum": 0.9}
 
-METHODS: dict[str, dict[str, Any]] = {
-    "no transfer": {"ot_weight": 0.0},
-    "logit distillation": {"ot_weight": 0.0, "kd_weight": 1.0, "kd_temperature": 2.0},
-    "independent coupling": {"ot_weight": 2.0, "ot_method": "independent"},
-    "fixed random pairing": {"ot_weight": 2.0, "ot_method": "random"},
-    "transport": {"ot_weight": 2.0},
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the demo.
+
+    Attributes:
+        title: What a table calls it.
+        student: Makes a student, by seed.
+        methods: Settings of `OTTransferConfig` by name, on the same students, images and seeds.
+        label_free: Each method but "no transfer" learns from all images without a label, and a head is then fitted to
+            the labelled ones.
+    """
+
+    title: str
+    student: Callable[[int], nn.Module]
+    methods: Mapping[str, Mapping[str, Any]]
+    label_free: bool = False
+
+
+JOBS = {
+    "label-free": Job(
+        "CNN to ViT: no labels, then a head",
+        small_vit,
+        {
+            PLAIN: {"ot_weight": 0.0},
+            "logits": _LOGITS,
+            "FitNet": _FITNET,
+            CONTROL: {"ot_method": "random"},
+            OURS: _GAUSSIAN,
+        },
+        label_free=True,
+    ),
+    "labels": Job(
+        "CNN to narrow CNN: beside the labels",
+        narrow_cnn,
+        {
+            PLAIN: {"ot_weight": 0.0},
+            "logits": _LOGITS,
+            "FitNet": _FITNET | {"ot_positions": "all"},
+            CONTROL: {"ot_method": "random", "ot_positions": "all"},
+            OURS: {"ot_positions": "all"},
+        },
+    ),
 }
-STARTS = ("new", "pretrained")
-KEPT = ("new", "transport")  # the student that is saved
+KEPT = "label-free"  # the job whose student by transport, of the first seed, is saved
+DRAWN = "labels"  # the job whose plan is drawn: there neurons are matched one by one
 
 
 @dataclass
@@ -55,48 +86,79 @@ class DemoResult:
     """The results of a demo.
 
     Attributes:
-        accuracies: Test accuracies by (start, method), one per seed.
+        jobs: The jobs, by name.
+        accuracies: Test accuracies by (job, method), one per seed.
         teacher: The teacher's test accuracy.
         labels: Labelled images of a student.
+        images: Images that the teacher saw with labels, and students without.
         seconds: Of the whole demo.
         student: Folder of a student, as `AutoModelForImageClassification.from_pretrained` loads it.
+        report: A page that shows everything, in one file.
         pictures: Files.
+        kept: The job of that student.
+        ours: The method that all others are compared with.
     """
 
+    jobs: Mapping[str, Job]
     accuracies: dict[tuple[str, str], list[float]]
     teacher: float
     labels: int
+    images: int
     seconds: float
     student: Path
+    report: Path | None = None
     pictures: list[Path] = field(default_factory=list)
+    kept: str = KEPT
+    ours: str = OURS
 
-    def table(self) -> Table:
-        """Mean and standard deviation over seeds, and the paired difference to no transfer."""
-        seeds = len(next(iter(self.accuracies.values())))
-        title = (
-            f"Test accuracy (%), {self.labels} labels, mean ± deviation over {seeds} seeds; teacher {self.teacher:.1%}"
-        )
-        table = Table("method", *(f"student {start}" for start in STARTS), *("against no transfer",) * 2, title=title)
-        for method in dict.fromkeys(method for _, method in self.accuracies):
-            cells = [spread(self.accuracies[start, method]) for start in STARTS]
-            gains = [
-                spread(np.subtract(self.accuracies[start, method], self.accuracies[start, "no transfer"]), sign=True)
-                for start in STARTS
-            ]
-            table.add_row(method, *cells, *(gains if method != "no transfer" else ["", ""]))
-        return table
+    @property
+    def seeds(self) -> int:
+        """Runs of each method."""
+        return len(next(iter(self.accuracies.values())))
 
-    def reading(self) -> str:
-        """The table's answer to the question that matters: does the optimal coupling pay off?"""
+    def gains(self, job: str, method: str, over: str) -> np.ndarray:
+        """Accuracy of a method less that of another, seed by seed."""
+        return np.subtract(self.accuracies[job, method], self.accuracies[job, over])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each job "title", "columns" and "rows": mean and deviation over seeds, and the paired differences."""
+        tables = []
+        for name, job in self.jobs.items():
+            rows = []
+            for method in job.methods:
+                gain = spread(self.gains(name, method, PLAIN), sign=True) if method != PLAIN else ""
+                ours = spread(self.gains(name, OURS, method), sign=True) if method != OURS else ""
+                rows.append([method, spread(self.accuracies[name, method]), gain, ours])
+            columns = ["method", "accuracy", f"over {PLAIN}", "transport over it"]
+            tables.append({"title": job.title, "columns": columns, "rows": rows})
+        return tables
+
+    def tables(self) -> list[Table]:
+        """The rows of each job, for a terminal."""
+        found = []
+        for content in self.rows():
+            table = Table(*content["columns"], title=content["title"], title_justify="left")
+            for row in content["rows"]:
+                table.add_row(*row)
+            found.append(table)
+        return found
+
+    def reading(self) -> list[str]:
+        """What the tables say of the questions that matter: is it worth it, and is it the optimal match that is?"""
         lines = []
-        for start in STARTS:
-            gain = np.subtract(self.accuracies[start, "transport"], self.accuracies[start, "fixed random pairing"])
-            better = int((gain > 0).sum())
-            lines.append(
-                f"Optimal coupling against a fixed random pairing, student {start}: {spread(gain, sign=True)} points, "
-                f"ahead in {better} of {len(gain)} seeds."
-            )
-        return "\n".join([*lines, f"Took {self.seconds:.0f} s."])
+        for name, job in self.jobs.items():
+            rivals = [method for method in job.methods if method not in (OURS, CONTROL)]
+            best = max(rivals, key=lambda method: statistics.fmean(self.accuracies[name, method]))
+            parts = [
+                f"{self._over(name, best)} the best other method ({best})",
+                self._over(name, CONTROL) + " a random",
+            ]
+            lines.append(f"{job.title}: transport is {parts[0]}, {parts[1]} pairing.")
+        return lines
+
+    def _over(self, job: str, method: str) -> str:
+        gain = self.gains(job, OURS, method)
+        return f"{spread(gain, sign=True)} points over (ahead in {int((gain > 0).sum())} of {len(gain)} seeds)"
 
 
 def spread(values: Sequence[float] | np.ndarray, *, sign: bool = False) -> str:
@@ -106,89 +168,95 @@ def spread(values: Sequence[float] | np.ndarray, *, sign: bool = False) -> str:
 
 
 def run_demo(
-    folder: str | Path,
-    *,
-    seeds: int = 5,
-    labels: int = 60,
-    steps: int = 100,
-    methods: Mapping[str, Mapping[str, Any]] = METHODS,
+    folder: str | Path, *, seeds: int = 4, labels: int = 60, steps: int = 100, jobs: Mapping[str, Job] = JOBS
 ) -> DemoResult:
-    """Trains a teacher on handwritten digits, then smaller students of another architecture on few labels.
+    """Trains a teacher on handwritten digits, then smaller students on few labels, in two jobs and by several methods.
 
-    Every method trains the same students, from new random weights and from weights of an earlier training, on the same
-    images with the same seeds.
+    Every method trains the same students on the same images with the same seeds, and nothing is tuned: transport has
+    the settings that the study recommends for the job, with its default weight, logits and FitNet have theirs, and the
+    control has those of transport with a fixed random pairing.
 
     Args:
-        folder: Where the pictures and a trained student go.
+        folder: Where the report, its pictures and a trained student go.
         seeds: Runs of each method.
         labels: Labelled images that a student sees.
         steps: Training steps of each run.
-        methods: Settings of `OTTransferConfig` by name; "no transfer", "fixed random pairing" and "transport" must be
-            among them.
+        jobs: By name. "label-free" must be among them, and each must hold "no transfer", "random pairing (control)"
+            and "transport", with which the others are compared.
     """
     folder = Path(folder)
     began = time.perf_counter()
-    data = {name: _Pixels(split) for name, split in load_digits_dataset().items()}
+    splits = load_digits_dataset()
+    data = {name: Pixels(split) for name, split in splits.items()}
     if not 10 <= labels <= len(data["train"]) - 10:
         raise ValueError(f"labels must be at least 10 and at most {len(data['train']) - 10}, got {labels}")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    if missing := {"no transfer", "fixed random pairing", "transport"} - set(methods):
-        raise ValueError(f"methods must hold {', '.join(sorted(missing))}, which all others are compared with")
-    accuracies: dict[tuple[str, str], list[float]] = {(s, m): [] for s in STARTS for m in methods}
-    kept: OTTransferTrainer | None = None
-    with quiet(), Progress() as progress:
-        bar = progress.add_task("teacher", total=steps * 2 + seeds * (steps + len(accuracies) * steps))
-        run = _Run(folder / "runs", data["test"], progress, bar)
-        teacher = _teacher()
-        trained = run(teacher, data["train"], 0, 2 * steps, {"ot_weight": 0.0, "learning_rate": 3e-3}, "teacher")
+    for name, job in jobs.items():
+        if missing := {PLAIN, CONTROL, OURS} - set(job.methods):
+            raise ValueError(
+                f"the methods of {name} must hold {', '.join(sorted(missing))}, which others are compared with"
+            )
+    accuracies: dict[tuple[str, str], list[float]] = {(n, m): [] for n, job in jobs.items() for m in job.methods}
+    kept: dict[tuple[str, str], OTTransferTrainer] = {}
+    with quiet(), _progress(steps * (2 + seeds * len(accuracies))) as tell:
+        run = _Run(folder / "runs", data["test"], tell)
+        tell("teacher", 0)
+        teacher = new_teacher()
+        trained = run(teacher, data["train"], 0, 2 * steps, {"ot_weight": 0.0})
         teacher_accuracy = trained.evaluate()["eval_accuracy"]
         for seed in range(seeds):
-            few = Subset(data["train"], _balanced(data["train"].labels, labels, seed))
-            for start in STARTS:
-                student = _student(seed) if start == "new" else _pretrained_student(run, data["train"], seed, steps)
-                for method, settings in methods.items():
-                    title = f"seed {seed}, {start}: {method}"
-                    trainer = run(copy.deepcopy(student), few, seed, steps, settings, title, teacher)
-                    accuracies[start, method].append(trainer.evaluate()["eval_accuracy"])
-                    if (start, method) == KEPT and seed == 0:
-                        kept = trainer
-        progress.update(bar, description="done", completed=progress.tasks[0].total)
-        if kept is None:
-            raise RuntimeError(f"no run was kept: {KEPT} is none of those made")
-        student_folder = _save(kept, folder)
+            few = Subset(data["train"], balanced_rows(data["train"].labels, labels, seed))
+            for name, job in jobs.items():
+                for method, settings in job.methods.items():
+                    tell(f"seed {seed}, {job.title}: {method}", 0)
+                    free = job.label_free and method != PLAIN
+                    given = {**settings, "task_weight": 0.0} if free else settings
+                    trainer = run(job.student(seed), data["train"] if free else few, seed, steps, given, teacher)
+                    if free:
+                        trainer.fit_head(few)
+                    accuracies[name, method].append(trainer.evaluate()["eval_accuracy"])
+                    if seed == 0 and method in (PLAIN, OURS):
+                        kept[name, method] = trainer
+        student = _save(kept[KEPT, OURS], folder)
     shutil.rmtree(folder / "runs", ignore_errors=True)
-    pictures = _draw(kept, accuracies, folder)
-    return DemoResult(accuracies, teacher_accuracy, labels, time.perf_counter() - began, student_folder, pictures)
+    by_title = {job.title: {m: accuracies[name, m] for m in job.methods} for name, job in jobs.items()}
+    drawn = kept[DRAWN if DRAWN in jobs else KEPT, OURS]
+    pictures = draw_pictures(folder, by_title, drawn, teacher, splits["test"], data["test"])
+    seconds = time.perf_counter() - began
+    result = DemoResult(jobs, accuracies, teacher_accuracy, labels, len(data["train"]), seconds, student)
+    result.pictures = pictures
+    students = {method: kept[KEPT, method].model for method in (PLAIN, OURS)}
+    result.report = write_report(folder, result, teacher, students, splits["test"], data["test"])
+    return result
 
 
 class _Run:
     """Trains one model, with the same settings for all but what a method changes."""
 
-    def __init__(self, folder: Path, test: Dataset, progress: Progress, bar: Any):
-        self.folder, self.test, self.progress, self.bar = folder, test, progress, bar
+    def __init__(self, folder: Path, test: Dataset, tell: Callable[[str | None, int], None]):
+        self.folder, self.test, self.tell = folder, test, tell
 
     def __call__(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         data: Dataset,
         seed: int,
         steps: int,
         settings: Mapping[str, Any],
-        title: str,
-        teacher: torch.nn.Module | None = None,
+        teacher: nn.Module | None = None,
     ) -> OTTransferTrainer:
-        self.progress.update(self.bar, description=title)
         defaults = {
             "per_device_train_batch_size": 64,
             "per_device_eval_batch_size": 512,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-3,
             "lr_scheduler_type": "cosine",
             "warmup_steps": 10,
             "logging_steps": max(1, steps // 20),
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
+            "evaluate_representation": False,
             "dataloader_pin_memory": torch.cuda.is_available(),
         }
         config = OTTransferConfig(output_dir=str(self.folder), max_steps=steps, seed=seed, **{**defaults, **settings})
@@ -198,9 +266,9 @@ class _Run:
             args=config,
             train_dataset=data,
             eval_dataset=self.test,
-            processing_class=_processor(),
+            processing_class=processor(),
             compute_metrics=accuracy,
-            callbacks=[_Advance(self.progress, self.bar)],
+            callbacks=[_Advance(self.tell)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
@@ -208,75 +276,35 @@ class _Run:
 
 
 class _Advance(TrainerCallback):
-    def __init__(self, progress: Progress, bar: Any):
-        self.progress, self.bar = progress, bar
+    def __init__(self, tell: Callable[[str | None, int], None]):
+        self.tell = tell
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.progress.advance(self.bar)
+        self.tell(None, 1)
 
 
-class _Pixels(Dataset):
-    """Images that went through the processor once, since no run changes them."""
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str | None, int], None]]:
+    """What is told of the progress: a bar in a terminal; else a line for every tenth of the steps, on standard error.
 
-    def __init__(self, split: Any):
-        self.pixels = _processor()([image.convert("RGB") for image in split["image"]], return_tensors="pt")
-        self.labels = torch.tensor(split["label"])
+    Yields a function of what is done now (None: the same as before) and the number of steps since the last call.
+    """
+    if sys.stdout.isatty():
+        with Progress() as progress:
+            bar = progress.add_task("demo", total=total)
+            yield lambda title, steps: progress.update(bar, advance=steps, description=title)
+            progress.update(bar, description="done", completed=total)
+        return
+    began, done, said, now = time.perf_counter(), 0, -1, ""
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def tell(title: str | None, steps: int) -> None:
+        nonlocal done, said, now
+        now, done = title or now, done + steps
+        if done * 10 // total > said:
+            said = done * 10 // total
+            print(f"{done / total:4.0%}  {time.perf_counter() - began:4.0f} s  {now}", file=sys.stderr, flush=True)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.pixels["pixel_values"][index], "labels": self.labels[index]}
-
-
-def _teacher() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=32, hidden_sizes=[32, 64, 96], depths=[1, 1, 1], layer_type="basic", **_names(range(10))
-        )
-    )
-
-
-def _student(seed: int, classes: int = 10) -> ViTForImageClassification:
-    torch.manual_seed(seed)
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=96,
-            image_size=IMAGE,
-            patch_size=4,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            **_names(range(classes)),
-        )
-    )
-
-
-def _pretrained_student(run: _Run, data: _Pixels, seed: int, steps: int) -> ViTForImageClassification:
-    """A student that learnt a related task before: the digits 0 to 4, with all their labels. Its head is new."""
-    earlier = _student(1000 + seed, classes=EARLIER)
-    some = Subset(data, (data.labels < EARLIER).nonzero().flatten().tolist())
-    run(earlier, some, seed, steps, {"ot_weight": 0.0}, f"seed {seed}: earlier training")
-    student = _student(seed)
-    student.base_model.load_state_dict(earlier.base_model.state_dict())
-    return student
-
-
-def _names(classes: Sequence[int]) -> dict[str, Any]:
-    return {"id2label": {i: str(i) for i in classes}, "label2id": {str(i): i for i in classes}}
-
-
-def _processor() -> ViTImageProcessor:
-    return ViTImageProcessor(size={"height": IMAGE, "width": IMAGE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-
-
-def _balanced(labels: torch.Tensor, count: int, seed: int) -> list[int]:
-    """Numbers of `count` images, with equal shares of every class."""
-    rows, _ = train_test_split(np.arange(len(labels)), train_size=count, stratify=labels.numpy(), random_state=seed)
-    return rows.tolist()
+    yield tell
 
 
 def _save(trainer: OTTransferTrainer, folder: Path) -> Path:
@@ -285,16 +313,3 @@ def _save(trainer: OTTransferTrainer, folder: Path) -> Path:
     trainer.save_model(str(target))
     AutoModelForImageClassification.from_pretrained(target)
     return target
-
-
-def _draw(
-    trainer: OTTransferTrainer, accuracies: Mapping[tuple[str, str], Sequence[float]], folder: Path
-) -> list[Path]:
-    if trainer.transfer is None:
-        raise RuntimeError("the run that was kept has no teacher: there is no plan to draw")
-    plan = plan_figure(trainer.transfer.plans[0], student="the student", teacher="the teacher")
-    curves = curves_figure(trainer.state.log_history)
-    methods = dict.fromkeys(method for _, method in accuracies)
-    bars = accuracy_figure({start: {m: accuracies[start, m] for m in methods} for start in STARTS})
-    figures = {"plan.png": plan, "curves.png": curves, "accuracy.png": bars}
-    return [save_figure(figure, folder / name) for name, figure in figures.items() if figure is not None]

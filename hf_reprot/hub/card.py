@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from ..utils.files import write_whole
+from .eval_results import write_eval_results
 from .examples import loading_examples
 from .foreign import picture_of, repo_of
 from .licenses import License, license_warnings
@@ -33,7 +34,6 @@ from .sections import (
     speed_sentence,
     split_settings,
     teacher_rows,
-    transports,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ UNKNOWN_REPO = "your-name/{}"
 
 def write_card(record: RunRecord, folder: str | os.PathLike) -> Path:
     """Draws the pictures that the record can give and writes README.md beside the weights.
+
+    The results go into `.eval_results/`, too.
 
     Pictures of plans come from training: the card shows those that lie in the folder.
 
@@ -70,6 +72,7 @@ def write_card(record: RunRecord, folder: str | os.PathLike) -> Path:
             save_figure(figure, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
+    write_eval_results(record, folder)
     path = folder / CARD_FILE
     write_whole(path, render_card(record, folder))
     for warning in card_warnings(record):
@@ -102,7 +105,7 @@ def render_card(record: RunRecord, folder: str | os.PathLike | None = None) -> s
     """The text of the card; it shows the pictures that lie in the folder."""
     present = (lambda name: True) if folder is None else (lambda name: (Path(folder) / name).is_file())
     repo = repo_of(record.repo_id) or UNKNOWN_REPO.format(slug(record.name))
-    loss, transport = split_settings(record)
+    changed, default = split_settings(record)
     text = _template().render(
         record=record,
         metadata=card_metadata(record).to_yaml().strip(),
@@ -123,8 +126,8 @@ def render_card(record: RunRecord, folder: str | os.PathLike | None = None) -> s
         teacher_names=[teacher.name for teacher in record.teachers],
         teachers=teacher_rows(record),
         loss=loss_formula(record),
-        loss_settings=loss,
-        transport_settings=transport if transports(record) else {},
+        changed_settings=changed,
+        default_settings=default,
         training_settings=record.training | record.seeds,
         setting_table=setting_table,
         limits=limits(record),

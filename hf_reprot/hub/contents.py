@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from ..utils.safetensors_only import check_file, check_folder, check_inside
+from .eval_results import EVAL_RESULT
 from .privacy import holds_token, public
 from .record import RECORD_FILE, RunRecord
 
@@ -118,7 +119,7 @@ def _walk(folder: Path, left_out: Iterable[str]) -> Iterator[str]:
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
     """Whether any part of a path fits a pattern."""
-    if name == ".gitattributes":
+    if name == ".gitattributes" or EVAL_RESULT.fullmatch(name):
         return False
     return any(fnmatch(part, pattern) for part in PurePosixPath(name).parts for pattern in patterns)
 

@@ -8,14 +8,22 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .foreign import repo_of, revision_of, text_of, word_of
 from .markdown import slug
-from .record import RunRecord
+from .record import Job, RunRecord
 
-_TAGS = ("hf_reprot", "optimal-transport", "knowledge-distillation")
+_TAGS = ("hf_reprot", "optimal-transport")
+# What the field calls a job; a student that learnt a representation has no teacher's answers distilled into it.
+_OF_JOB = {
+    Job.DISTILLATION: "knowledge-distillation",
+    Job.TRANSFER: "transfer-learning",
+    Job.FINE_TUNING: "transfer-learning",
+    Job.REPRESENTATION: "representation-learning",
+    Job.REPRESENTATION_AND_HEAD: "representation-learning",
+}
 
 
 def card_metadata(record: RunRecord) -> ModelCardData:
     """The metadata of the card, as the Hub's validation takes it."""
-    tags = [*_TAGS] if record.teachers else ["hf_reprot"]
+    tags = [*_TAGS, *filter(None, [_OF_JOB.get(Job(record.job))])] if record.teachers else ["hf_reprot"]
     tags += [
         f"teacher:{teacher.name}" for teacher in record.teachers if teacher.origin == "hub" and repo_of(teacher.name)
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..config import OTTransferConfig
 from ..models.head import HeadFit
+from ..settings.groups import default_of
+from ..settings.transfer import TransferSettings
 from ..utils.settings import settings_of_loss, weight_counts, weights_of_terms
 from .facts import ExportFacts, ModelFacts
 from .foreign import url_of
@@ -55,15 +56,21 @@ def opening(record: RunRecord) -> str:
     if not record.teachers:
         return f"{student}, trained with hf_reprot without a teacher."
     teachers = " and ".join(model_link(teacher) for teacher in record.teachers)
+    gaussian = record.transfer.get("ot_method") == "gaussian"
     method = f"[optimal transport between neurons]({_paper['url']})"
+    how = "neurons of both are matched by what they compute on the data, whatever their order and number"
+    if gaussian:
+        how = "the best rotation of the student's neurons onto the teacher's, by what they compute on the data"
     if not record.pairs:
         return f"{student}, trained with hf_reprot on the logits of {teachers}."
     if not transports(record):
         return f"{student}. In training, its layers were pulled toward those of {teachers} by the loss given below."
-    return (
-        f"{student}. In training, its representation was pulled toward that of {teachers} by {method}: neurons of both "
-        "are matched by what they compute on the data, whatever their order and number."
-    )
+    if record.job in (Job.REPRESENTATION, Job.REPRESENTATION_AND_HEAD):
+        then = (
+            f" A head was then fitted to {record.head.samples:,} labelled samples." if record.head is not None else ""
+        )
+        return f"{student}. It learnt the representation of {teachers} without labels, by {method}: {how}.{then}"
+    return f"{student}. In training, its representation was pulled toward that of {teachers} by {method}: {how}."
 
 
 def result_columns(record: RunRecord) -> list[str]:
@@ -203,8 +210,8 @@ def _head_sentence(record: RunRecord, fit: HeadFit) -> str:
 def loss_formula(record: RunRecord) -> str:
     """The loss, with the terms that took part."""
     terms = []
-    for weight, said in weights_of_terms(OTTransferConfig).items():
-        if not record.transfer.get(weight) or not weight_counts(OTTransferConfig, weight, record.transfer):
+    for weight, said in weights_of_terms(TransferSettings).items():
+        if not record.transfer.get(weight) or not weight_counts(TransferSettings, weight, record.transfer):
             continue
         if said.get("needs") == "layers" and not record.pairs:
             continue
@@ -220,12 +227,17 @@ def _divergence(record: RunRecord) -> str:
 
 
 def split_settings(record: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the loss and of the transport."""
-    loss = {name: record.transfer[name] for name in settings_of_loss(OTTransferConfig) if name in record.transfer}
-    rest = {n: v for n, v in record.transfer.items() if n not in loss and n not in _UNSEEN_SETTINGS}
+    """Settings of the loss and of the transport: those that differ from their defaults, and the others."""
+    shown = {n: v for n, v in record.transfer.items() if n not in _UNSEEN_SETTINGS}
+    of_loss = [name for name in settings_of_loss(TransferSettings) if name in shown]
+    if not transports(record):  # how neurons would be matched
+        shown = {name: shown[name] for name in of_loss}
     if not record.layer_plans:  # nothing was searched for
-        rest = {n: v for n, v in rest.items() if not n.startswith("layer_")}
-    return loss, rest
+        shown = {n: v for n, v in shown.items() if not n.startswith("layer_")}
+    defaults = {name: default_of(field) for name, field in TransferSettings.__dataclass_fields__.items()}
+    ordered = {name: shown[name] for name in dict.fromkeys([*of_loss, *shown])}
+    changed = {n: v for n, v in ordered.items() if n not in defaults or v != defaults[n]}
+    return changed, {n: v for n, v in ordered.items() if n not in changed}
 
 
 def setting_table(settings: dict[str, Any]) -> str:
@@ -241,9 +253,7 @@ def setting_table(settings: dict[str, Any]) -> str:
 
 @functools.cache
 def _meanings() -> dict[str, str]:
-    own = set(OTTransferConfig.transfer_fields())
-    fields = OTTransferConfig.__dataclass_fields__
-    return {name: fields[name].metadata.get("help", "") for name in own}
+    return {name: field.metadata.get("help", "") for name, field in TransferSettings.__dataclass_fields__.items()}
 
 
 def limits(record: RunRecord) -> list[str]:
@@ -262,8 +272,9 @@ def limits(record: RunRecord) -> list[str]:
     if record.job == Job.REPRESENTATION and record.classes is not None:
         limits.append("Its head was not trained: its predictions are meaningless until one is fitted.")
     if record.teachers:
+        distilled = "A distilled student" if record.job == Job.DISTILLATION else "A student"
         limits.append(
-            "A distilled student inherits the teacher's errors and biases, and those of the data that the teacher was "
+            f"{distilled} inherits the teacher's errors and biases, and those of the data that the teacher was "
             "trained on."
         )
     if transports(record):

@@ -6,6 +6,7 @@ pixels, as in a README, and tell apart by brightness, markers and hatches what t
 
 from .charts import TERMS, accuracy_figure, comparison_figure, curves_figure
 from .maps import layer_map_figure, layer_plan_figure, plan_figure, sorted_plan
+from .responses import responses_figure
 from .style import save_figure
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "layer_map_figure",
     "layer_plan_figure",
     "plan_figure",
+    "responses_figure",
     "save_figure",
     "sorted_plan",
 ]

@@ -117,7 +117,7 @@ def accuracy_figure(groups: Mapping[str, Mapping[str, Sequence[float]]], *, titl
     """Accuracy by method: a dot per run, a bar at the mean, one panel a group of runs.
 
     Args:
-        groups: For each group ("student new", ...) the shares of right answers of every method, one per seed.
+        groups: For each group, by its title, the shares of right answers of every method, one per seed.
         title: Heading.
     """
     methods = list(next(iter(groups.values())))
@@ -129,7 +129,7 @@ def accuracy_figure(groups: Mapping[str, Mapping[str, Sequence[float]]], *, titl
             colour = COLOURS[row % len(COLOURS)]
             panel.plot(values, np.full(len(values), row), MARKERS[row % len(MARKERS)], color=colour, alpha=0.5, ms=5)
             panel.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, lw=2.5)
-        panel.set_title(f"student {name}")
+        panel.set_title(name, fontsize=10)
         panel.set_xlabel("test accuracy (%)")
         panel.set_yticks(range(len(methods)), methods if panel is panels[0] else [""] * len(methods))
         panel.invert_yaxis()

@@ -25,11 +25,11 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
     return path
 
 
-def new_figure(height: float, columns: int = 1):
+def new_figure(height: float, columns: int = 1, rows: int = 1):
     """A figure as wide as a README and `height` inches high, and its axes (an array of several)."""
     figure = Figure(figsize=(_WIDTH, height), dpi=_PIXELS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns)
 
 
 def short(name: str, length: int = 26) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hf_reprot.commands.demo import METHODS, run_demo, spread
+from hf_reprot.commands.demo import JOBS, run_demo, spread
 from hf_reprot.experimental.inverse.costs import fix_gauge
 from hf_reprot.experimental.inverse.fit import InverseTransport
 from hf_reprot.experimental.inverse.loss import inverse_transport_loss
@@ -89,12 +90,14 @@ def main() -> None:
     for name in recalls[0]:
         print(f"held-out halves found, {name}:", ", ".join(f"{recall[name]:.1%}" for recall in recalls))
     # Under a very strong penalty the learned cost is the correlation: a frozen plan without anything learned.
-    methods = METHODS | {"learned cost": LEARNED, "frozen correlations": LEARNED | {"cost_regularisation": 1000.0}}
-    result = run_demo("demo/learn_cost", seeds=seeds, methods=methods)
-    Console().print(result.table())
-    for (start, name), found in result.accuracies.items():
-        gain = np.subtract(result.accuracies[start, "learned cost"], found)
-        print(f"learned against {name}, student {start}: {spread(gain, sign=True)}, ahead in {sum(gain > 0)}")
+    learned = {"learned cost": LEARNED, "frozen correlations": LEARNED | {"cost_regularisation": 1000.0}}
+    jobs = {name: dataclasses.replace(job, methods={**job.methods, **learned}) for name, job in JOBS.items()}
+    result = run_demo("demo/learn_cost", seeds=seeds, jobs=jobs)
+    for table in result.tables():
+        Console().print(table)
+    for (job, name), found in result.accuracies.items():
+        gain = np.subtract(result.accuracies[job, "learned cost"], found)
+        print(f"learned against {name}, {jobs[job].title}: {spread(gain, sign=True)}, ahead in {sum(gain > 0)}")
 
 
 if __name__ == "__main__":
