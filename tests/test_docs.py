@@ -62,6 +62,16 @@ def test_links_lead_somewhere(page):
             assert anchor in _anchors(found), f"{_name(page)}: {target}"
 
 
+def test_readme_and_site_say_alike_when_to_use_it():
+    def advice(page: Path) -> list[str]:
+        pattern = r"^- \*\*(?:Use|Do not use).*?(?=^- |^#|\Z|\n\n)"
+        found = re.findall(pattern, page.read_text("utf-8"), flags=re.M | re.S)
+        return [" ".join(line.split()) for line in found]
+
+    assert len(advice(ROOT / "README.md")) == 3
+    assert advice(ROOT / "README.md") == advice(ROOT / "docs" / "index.md")
+
+
 def test_every_picture_of_the_docs_is_shown():
     shown = "".join(page.read_text("utf-8") for page in PAGES)
     assert [p.name for p in (ROOT / "docs" / "pictures").iterdir() if p.name not in shown] == []

@@ -7,8 +7,9 @@ from hf_reprot.hub.card import COMPARISON, CURVES, rebuild_card, render_card, wr
 from hf_reprot.hub.facts import DataFacts, ModelFacts, Start
 from hf_reprot.hub.licenses import License
 from hf_reprot.hub.paper import _paper
-from hf_reprot.hub.record import RECORD_FILE, Evaluation, RunRecord
+from hf_reprot.hub.record import RECORD_FILE, Evaluation, Job, RunRecord
 from hf_reprot.hub.sections import fact_rows
+from hf_reprot.models.head import HeadFit
 from tests.hub.samples import COMMIT, record
 from tests.hub_server.card import check_card, front_matter
 
@@ -119,6 +120,46 @@ def test_the_text_names_everything():
         assert fact in text, fact
 
 
+def test_what_a_reader_needs_comes_first_and_defaults_are_folded():
+    text = render_card(record())
+    order = (
+        "## Results",
+        "## How to load",
+        "## Teacher and student",
+        "### Loss and settings",
+        "<details>",
+        "</details>",
+    )
+    places = [text.index(heading) for heading in order]
+    assert places == sorted(places)
+    shown, folded = text.split("<details>")
+    for changed in ("| `ot_weight` | `0.5` |", "| `plan_momentum` | `0.9` |"):
+        assert changed in shown
+        assert changed not in folded
+    for default in ("| `kd_weight` | `0` |", "| `ot_cost` | `sqeuclidean` |", "| `seed` | `42` |", "| torch |"):
+        assert default in folded
+        assert default not in shown
+
+
+@pytest.mark.parametrize(
+    ("job", "tag", "words"),
+    [
+        (Job.DISTILLATION, "knowledge-distillation", "A distilled student inherits"),
+        (Job.TRANSFER, "transfer-learning", "A student inherits"),
+        (Job.FINE_TUNING, "transfer-learning", "its representation was pulled toward"),
+        (Job.REPRESENTATION, "representation-learning", "It learnt the representation of"),
+        (Job.REPRESENTATION_AND_HEAD, "representation-learning", "A head was then fitted to 60 labelled samples."),
+    ],
+)
+def test_tags_and_words_are_those_of_the_job(job, tag, words):
+    fit = HeadFit(60, 1.0, 0.8) if job == Job.REPRESENTATION_AND_HEAD else None
+    text = render_card(record(job=job, head=fit))
+    jobs = {"knowledge-distillation", "transfer-learning", "representation-learning"}
+    assert jobs & set(front_matter(text)["tags"]) == {tag}
+    assert words in text
+    assert ("distilled" in text) == (job == Job.DISTILLATION)
+
+
 def test_licences_that_forbid_or_are_missing_stand_at_the_top_and_in_the_log(tmp_path, caplog):
     sample = record()
     sample.teachers[0].license = License("cc-by-nc-4.0")
@@ -177,6 +218,6 @@ def test_a_run_without_transport_does_not_speak_of_it():
     assert "delta_weight * squared distance" in text
     assert "bss_weight * squares of the bss_k smallest singular values" in text
     assert "| `feature_loss` | `fitnet` |" in text
-    for words in ("ot_weight * transport", "### Transport", "A low transport cost", "by [optimal transport"):
+    for words in ("ot_weight * transport", "| `ot_method` |", "A low transport cost", "by [optimal transport"):
         assert words in render_card(sample), words
         assert words not in text, words
