@@ -148,16 +148,15 @@ class DemoResult:
         for name, job in self.jobs.items():
             rivals = [method for method in job.methods if method not in (OURS, CONTROL)]
             best = max(rivals, key=lambda method: statistics.fmean(self.accuracies[name, method]))
-            parts = [
-                f"{self._over(name, best)} the best other method ({best})",
-                self._over(name, CONTROL) + " a random",
-            ]
-            lines.append(f"{job.title}: transport is {parts[0]}, {parts[1]} pairing.")
+            lines.append(
+                f"{job.title}: transport against the best other method ({best}) {self._against(name, best)}; against "
+                f"its control {self._against(name, CONTROL)}."
+            )
         return lines
 
-    def _over(self, job: str, method: str) -> str:
+    def _against(self, job: str, method: str) -> str:
         gain = self.gains(job, OURS, method)
-        return f"{spread(gain, sign=True)} points over (ahead in {int((gain > 0).sum())} of {len(gain)} seeds)"
+        return f"{spread(gain, sign=True)} points, ahead in {int((gain > 0).sum())} of {len(gain)} seeds"
 
 
 def spread(values: Sequence[float] | np.ndarray, *, sign: bool = False) -> str:
