@@ -85,7 +85,7 @@ def write_report(
         test: The same, processed.
     """
     answers = {"teacher": _answers(teacher, test)} | {name: _answers(model, test) for name, model in students.items()}
-    differ = sum(found != answers["teacher"] for found in answers.values()) > 0
+    differ = torch.stack([found != answers["teacher"] for found in answers.values()]).any(0)
     order = sorted(range(len(test)), key=lambda i: (not bool(differ[i]), i))[:_SHOWN]
     digits = [
         {
