@@ -1,7 +1,8 @@
-"""Which worker runs which tests where pytest-xdist spreads them (`--dist loadfile`)."""
+"""Which worker runs which tests where pytest-xdist spreads them (`--dist loadfile`); what garbage collection skips."""
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -21,6 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with tests that take long go first, so that no worker ends alone with one of them."""
     long = {item.path for item in items if any(item.get_closest_marker(name) for name in _FIRST)}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: `Trainer` collects garbage after every run, and that takes a second of a processor
+    where it looks through the half million objects of the libraries as well."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

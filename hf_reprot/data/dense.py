@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,11 +36,18 @@ class DenseCollator(ImageCollator):
         label_column: Column of the masks or boxes.
 
     Raises:
-        ValueError: another augmentation.
+        ValueError: another augmentation, or a processor that does not take such targets.
     """
+
+    targets = ""  # what the processor calls them
 
     def __init__(self, processor: Any, augmentation: str, image_column: str, label_column: str):
         super().__init__(processor, augmentation, image_column, label_column)
+        if self.targets not in inspect.signature(processor.preprocess).parameters:
+            raise ValueError(
+                f"{type(processor).__name__} prepares images alone and takes no {self.targets}: give the image "
+                "processor of the student's own family as processing_class, as AutoImageProcessor loads it"
+            )
         if self.augmentation not in AUGMENTATIONS:
             raise ValueError(
                 f"augmentation {self.augmentation!r} would change the images and not their masks or boxes: choose "
@@ -82,6 +90,8 @@ class SegmentationCollator(DenseCollator):
         ValueError: (when called) a mask of several channels, or of another size than its image.
     """
 
+    targets = "segmentation_maps"
+
     def _target(self, row: Mapping[str, Any], position: int) -> np.ndarray:
         mask = np.asarray(super()._target(row, position))
         if mask.ndim != 2:
@@ -112,6 +122,8 @@ class DetectionCollator(DenseCollator):
         {"pixel_values": (batch, channels, height, width), "labels": one mapping an image (class_labels, boxes)}, and
         "pixel_mask" where the processor pads images.
     """
+
+    targets = "annotations"
 
     def _target(self, row: Mapping[str, Any], position: int) -> list[dict[str, Any]]:
         value = super()._target(row, position)

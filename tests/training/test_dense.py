@@ -13,6 +13,7 @@ from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
+    ViTImageProcessor,
     YolosConfig,
     YolosForObjectDetection,
     YolosImageProcessor,
@@ -212,3 +213,11 @@ def test_mean_iou_by_hand():
         {"mean_iou": (2 / 4 + 3 / 5) / 2, "mean_accuracy": (2 / 3 + 3 / 4) / 2, "pixel_accuracy": 5 / 7}
     )
     assert metric(EvalPrediction(metric.of_logits(logits, labels), labels)) == pytest.approx(found)  # begun anew
+
+
+def test_a_processor_that_takes_no_masks_is_refused_before_training(tmp_path):
+    alone = {"processing_class": ViTImageProcessor(size={"height": SIZE, "width": SIZE})}
+    with pytest.raises(ValueError, match="ViTImageProcessor prepares images alone and takes no segmentation_maps"):
+        make_trainer(tmp_path, model=segformer(), data=scenes(), trainer=alone)
+    with pytest.raises(ValueError, match="takes no annotations"):
+        make_trainer(tmp_path, model=yolos(), data=things(), trainer=alone)
