@@ -23,12 +23,12 @@ from .report import accuracies, report, short_table
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = (
-    *("families_unlabelled", "small_unlabelled", "clipart_unlabelled", "cutouts_unlabelled", "positions_unlabelled"),
+    *("families_unlabelled", "small_unlabelled", "clipart_unlabelled", "positions_unlabelled"),
     "families",
     *("finetune", "finetune_fashion", "distil", "small", "coupling", "levers", "long", "ablation"),
 )
 _IN_SHORT = (
-    *("families_unlabelled", "small_unlabelled", "clipart_unlabelled", "cutouts_unlabelled", "positions_unlabelled"),
+    *("families_unlabelled", "small_unlabelled", "clipart_unlabelled", "positions_unlabelled"),
     *("families", "finetune", "finetune_fashion", "distil", "small", "coupling"),
 )
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
