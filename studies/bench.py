@@ -94,7 +94,7 @@ class Bench:
         if how.label_free:
             key = (setting.name, method, weight, seed)
             if self._label_free[0] != key:  # the labels take no part: one student for all numbers of them
-                pool = images.train.take(images.pool(10_000, seed), self.study.views)
+                pool = images.train.take(images.few(10_000, seed), self.study.views)
                 self._train(student, teacher, pool, images, seed, settings | {"layer_pairs": pairs})
                 self._label_free = key, student
             result = _probe(self._label_free[1], few, images)

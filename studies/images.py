@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from datasets import DatasetDict
-from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,8 +16,6 @@ from examples.carriers import clipart, fashion_mnist, photo_cutouts
 
 # Few images: each seed of a study has a split of its own.
 FEW = {"photo-cutouts": photo_cutouts, "clipart": clipart}
-UNLABELLED = -100
-_others = functools.cache(clipart.others)
 
 
 @dataclass
@@ -80,17 +75,13 @@ class Images:
         return self.train.pixels.shape[-1]
 
     def few(self, count: int, seed: int) -> np.ndarray:
-        """Numbers of `count` labelled training images, with equal shares of every class; all if there are no more."""
+        """Numbers of `count` training images, with equal shares of every class; all where there are no more."""
+        everything = np.arange(len(self.train))
+        if count >= len(everything):
+            return everything
         labels = self.train.labels.numpy()
-        labelled = np.flatnonzero(labels != UNLABELLED)
-        if count >= len(labelled):
-            return labelled
-        rows, _ = train_test_split(labelled, train_size=count, stratify=labels[labelled], random_state=seed)
+        rows, _ = train_test_split(everything, train_size=count, stratify=labels, random_state=seed)
         return rows
-
-    def pool(self, count: int, seed: int) -> np.ndarray:
-        """Numbers of `count` training images, whether they have a label or not; all where there are no more."""
-        return np.arange(len(self.train)) if count >= len(self.train) else self.few(count, seed)
 
 
 def processor_of(size: int) -> ViTImageProcessor:
@@ -103,9 +94,7 @@ def split_of(name: str, seed: int) -> int:
     return seed if name in FEW else 0
 
 
-def load(
-    name: str, *, size: int, pool: int, validation: int, test: int, unlabelled: bool = False, split: int = 0
-) -> Images:
+def load(name: str, *, size: int, pool: int, validation: int, test: int, split: int = 0) -> Images:
     """Images of one of the carriers.
 
     Args:
@@ -113,7 +102,6 @@ def load(
         size: Height and width.
         pool: Training images at most.
         validation, test: Numbers of images.
-        unlabelled: Of clipart, with the drawings of other folders, which have no label.
         split: Seed of the split, of the data sets in FEW.
 
     Raises:
@@ -133,20 +121,16 @@ def load(
     else:
         raise ValueError(f"no data set {name!r}: fashion-mnist, {' or '.join(FEW)}")
     processor = processor_of(size)
-    splits = [_pixels(data[part]["image"], data[part]["label"], processor) for part in ("train", "validation", "test")]
-    if unlabelled:
-        further = _others(size)
-        labels = [*data["train"]["label"], *[UNLABELLED] * len(further)]
-        splits[0] = _pixels([*data["train"]["image"], *further], labels, processor)
+    splits = [_pixels(data[part], processor) for part in ("train", "validation", "test")]
     return Images(*splits, classes=data["train"].features["label"].num_classes, processor=processor)
 
 
-def _pixels(images: Sequence[Image.Image], labels: Sequence[int], processor: ViTImageProcessor) -> Pixels:
-    images = [image.convert("RGB") for image in images]
+def _pixels(split, processor: ViTImageProcessor) -> Pixels:
+    images = [image.convert("RGB") for image in split["image"]]
     pixels = torch.cat(
         [
             processor(images[i : i + 500], return_tensors="pt")["pixel_values"].to(torch.float16)
             for i in range(0, len(images), 500)
         ]
     ).float()
-    return Pixels(pixels, torch.tensor(labels), torch.arange(len(images)))
+    return Pixels(pixels, torch.tensor(split["label"]), torch.arange(len(images)))

@@ -148,7 +148,7 @@ class Upstairs:
         """Accuracies of one way, and of what is read off beside it."""
         parts, classes = self.parts(name, data, images.split_of(self.plan.data[data]["name"], seed))
         train, how = parts["train"], WAYS[way]
-        rows = _few(train.labels.numpy(), labels, seed)
+        rows = few_of_each(train.labels.numpy(), labels, seed)
         torch.manual_seed(seed)
         upper = Upper(self.network(name), classes)
         began = time.perf_counter()
@@ -210,7 +210,7 @@ def _term(how: Way, upper: Upper) -> Callable[[Tensor, Tensor], Tensor] | None:
     return lambda features, teacher: transport(features, teacher).loss
 
 
-def _few(labels: np.ndarray, count: int, seed: int) -> Tensor:
+def few_of_each(labels: np.ndarray, count: int, seed: int) -> Tensor:
     """Numbers of `count` images, the classes in turn, so that each has one."""
     draw = np.random.default_rng(seed)
     by_class = [draw.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from studies import pretrained, upper_stages
+from studies import heads, pretrained, upper_stages
 from studies.grid import Results
 from tests.test_study import made_up
 
@@ -46,7 +47,7 @@ def test_cached_maps_give_the_networks_representation(upstairs):
 def test_lp_ft_starts_at_the_probe_and_wise_ft_is_half_way(upstairs):
     result = upstairs.run("mobilenet-v2", 0, "LP-FT", 12, 0, rate=0.0, weight=0.0)
     parts, _ = upstairs.parts("mobilenet-v2", 0, 0)
-    train, rows = parts["train"], upper_stages._few(parts["train"].labels.numpy(), 12, 0)
+    train, rows = parts["train"], upper_stages.few_of_each(parts["train"].labels.numpy(), 12, 0)
     probe = LogisticRegression(C=1.0, max_iter=2000).fit(train.features[rows, 0].numpy(), train.labels[rows].numpy())
     expected = probe.score(parts["test"].features[:, 0].numpy(), parts["test"].labels.numpy())
     for way in ("linear probe", "WiSE-FT", "LP-FT"):  # nothing is learned at a rate of 0
@@ -80,7 +81,7 @@ def test_what_is_trained(upstairs, way):
 
 def test_every_class_has_its_turn():
     labels = torch.tensor([0] * 10 + [1] * 3 + [2]).numpy()
-    rows = upper_stages._few(labels, 7, seed=0)
+    rows = upper_stages.few_of_each(labels, 7, seed=0)
     assert len(set(rows.tolist())) == 7
     assert sorted(labels[rows]) == [0, 0, 0, 1, 1, 1, 2]
 
@@ -98,3 +99,12 @@ def test_a_plan_runs_once_and_prints(upstairs, tmp_path, monkeypatch):
     text = upper_stages.report(plan, results)
     for way in (*upper_stages.BESIDE, *plan.ways):
         assert text.count(f"| {way} |") == 1
+
+
+def test_a_fitted_head_stands_beside_fixed_penalties():
+    draw = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    features = draw.normal(size=(40, 3)) * [1, 1, 100] + 6 * labels[:, None] * [1, 0, 0]
+    found = heads.accuracies(features[:20], labels[:20], 2, (features[20:], labels[20:]))
+    assert set(found) == {heads.OURS, heads.PROBE, "the same on standardised features"}
+    assert found[heads.OURS] >= 0.85  # the loud neuron says nothing

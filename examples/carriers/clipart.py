@@ -8,10 +8,8 @@ in two colours), so that a test image may have a near twin in training; equal fi
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from datasets import DatasetDict
-from PIL import Image
 
 from . import pictures
 from .fetch import from_debian
@@ -30,8 +28,6 @@ FOLDERS = {
     "sport": "recreation/sports",
     "home": "buildings/homes",
 }
-_MOST_PIXELS = 4_000_000
-_MUCH_ALIKE = ("shapes", "special", "signs_and_symbols", "computer/icons", "computer/buttons", "transportation/aiga")
 
 
 def load(*, test: int = 250, seed: int = 0, size: int = 256) -> DatasetDict:
@@ -61,34 +57,9 @@ def load(*, test: int = 250, seed: int = 0, size: int = 256) -> DatasetDict:
 
 def files() -> list[pictures.File]:
     """The files with their classes; of equal ones the first."""
-    return [(path, label) for path, label in _different().values() if label is not None]
-
-
-def others(size: int = 256) -> list[Image.Image]:
-    """The drawings of the other folders, which have no class here, on white squares.
-
-    Those of stars, icons, flags and patterns are left out, hundreds that differ in little, and posters of more than
-    four million pixels.
-    """
-    found = (path for path, label in _different().values() if label is None)
-    return [pictures.on_white(path, size) for path in found if _pixels(path) <= _MOST_PIXELS]
-
-
-def _pixels(path: Path) -> int:
-    """Width times height, from the head of a PNG file."""
-    with path.open("rb") as file:
-        head = file.read(24)
-    return int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
-
-
-def _different() -> dict[str, tuple[Path, str | None]]:
-    """Files that differ, by their hash, with their classes; a file of a class first."""
     root = from_debian("openclipart-png", "usr/share/openclipart/png")
-    found: dict[str, tuple[Path, str | None]] = {}
+    found: dict[str, pictures.File] = {}
     for label, folder in FOLDERS.items():
         for path in sorted((root / folder).rglob("*.png")):
             found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), (path, label))
-    for path in sorted(root.rglob("*.png")):
-        if not str(path.relative_to(root)).startswith(_MUCH_ALIKE):
-            found.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), (path, None))
-    return found
+    return list(found.values())
