@@ -82,7 +82,7 @@ def main() -> None:
     print(f"Photo cut-outs at 128 pixels, test accuracy in %, {seeds} splits; beside it fit_head less this one.\n")
     for network in NETWORKS:
         names = list(dict.fromkeys(name for key_network, _, name in found if key_network == network))
-        print(f"| {network} | " + " | ".join(f"{n} labels |" for n in LABELS))
+        print(f"| {network} | " + " | ".join(f"{n} labels | " for n in LABELS) + " |")
         print("|---" * (1 + 2 * len(LABELS)) + "|")
         for name in names:
             cells = []
