@@ -1,4 +1,4 @@
-"""The command line, in processes of its own: what it prints, writes and exits with."""
+"""The command line: what it prints, writes and exits with. What starts it is tried in processes of their own."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
+from hf_reprot.cli import main
 from tests.hub_server.fixtures import READ_TOKEN, hub, run_python  # noqa: F401
 from tests.toy_models import resnet
 
@@ -29,6 +30,24 @@ def _run(*arguments, folder, code=0):
     )
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
     return done
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capfd):
+    """Runs a command in this process, in the test's folder: another process would spend its time on imports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def run(*arguments, code=0):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        assert ended.value.code == code, said.out[-2000:] + said.err[-2000:]
+        return said
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +105,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def test_a_recipe_with_a_misspelt_setting_or_another_shape(tmp_path):
+def test_a_recipe_with_a_misspelt_setting_or_another_shape(tmp_path, call):
     (tmp_path / "a.yaml").write_text("student: x\not_wieght: 1\n")
-    assert "Did you mean 'ot_weight'" in _run("train", "a.yaml", folder=tmp_path, code=2).stderr
+    assert "Did you mean 'ot_weight'" in call("train", "a.yaml", code=2).err
     (tmp_path / "b.yaml").write_text("- a list\n")
-    assert "must be a mapping" in _run("train", "b.yaml", folder=tmp_path, code=2).stderr
+    assert "must be a mapping" in call("train", "b.yaml", code=2).err
     (tmp_path / "c.yaml").write_text("student: !!python/object/apply:os.system ['touch pwned']\n")
-    assert "is not YAML" in _run("train", "c.yaml", folder=tmp_path, code=2).stderr
+    assert "is not YAML" in call("train", "c.yaml", code=2).err
     assert not (tmp_path / "pwned").exists()
 
 
@@ -113,17 +132,17 @@ def test_the_demo_prints_a_table_and_leaves_a_student_and_pictures(tmp_path):
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_a_card_is_written_anew(tmp_path):
+def test_a_card_is_written_anew(tmp_path, call):
     shutil.copytree(CARDS / "small", tmp_path / "small")
     (tmp_path / "small" / "README.md").unlink()
-    assert "wrote small/README.md" in _run("card", "small", "--repository", "ada/small", folder=tmp_path).stdout
+    assert "wrote small/README.md" in call("card", "small", "--repository", "ada/small").out
     assert "ada/small" in (tmp_path / "small" / "README.md").read_text()
-    assert "transfer.json" in _run("card", "nothing", folder=tmp_path, code=2).stderr
+    assert "transfer.json" in call("card", "nothing", code=2).err
 
 
-def test_what_cannot_be_pushed_is_one_line(tmp_path):
+def test_what_cannot_be_pushed_is_one_line(tmp_path, call):
     shutil.copytree(CARDS / "small", tmp_path / "small")  # a card without weights
-    error = _run("push", "small", "ada/small", folder=tmp_path, code=2).stderr
+    error = call("push", "small", "ada/small", code=2).err
     assert error.startswith("hf-reprot: error: ")
     assert "weights" in error
 
@@ -146,9 +165,9 @@ def test_a_student_is_pushed(tmp_path, teacher, hub):  # noqa: F811
     assert READ_TOKEN not in failed.stderr
 
 
-def test_two_models_are_compared(tmp_path, teacher):
+def test_two_models_are_compared(tmp_path, teacher, call):
     arguments = ("--dataset", "digits", "--samples", "20", "--layers", "stages", "--folder", "out")
-    done = _run("compare", teacher, teacher, *arguments, folder=tmp_path)
-    assert "match" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
+    said = call("compare", teacher, teacher, *arguments)
+    assert "match" in said.out
+    assert max(map(len, said.out.splitlines())) <= 120
     assert (tmp_path / "out" / "transport.png").is_file()

@@ -26,6 +26,7 @@ from ..data.preprocessing import Preprocessing
 from ..hub.facts import DataFacts
 from ..hub.provenance import data_facts, teacher_facts
 from ..models.modules import class_names
+from ..models.problems import stated_problem
 from .keys import content_hash, row_keys, source_hashes, weights_hash
 from .manifest import MANIFEST, SETTINGS, CacheError, Manifest, PixelFacts, Settings, ShardFacts, read_json, write_json
 from .reading import Reader, base_prefix, paths_of
@@ -92,6 +93,7 @@ class Builder:
             modules=paths_of(model),
             named=self.reader.named,
             base_model_prefix=base_prefix(model),
+            problem_type=stated_problem(model) if logits is not None else None,
             bitwise=self.reader.is_order_free(looked_at, features),
             device=next((p.device.type for p in model.parameters()), "cpu"),
             versions=_versions(),

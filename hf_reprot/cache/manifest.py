@@ -117,7 +117,8 @@ class Settings:
         columns: The student's columns that the teacher's input is made of: a row's address is their hash.
         layers: The cached layers, in order. `modules` and `named` say which layers the teacher has, so that "last" or
             "stages" can be resolved without it.
-        classes: Number of the teacher's classes where its logits are cached; `class_names` where it names them.
+        classes: Number of the teacher's classes where its logits are cached; `class_names` where it names them, and
+            `problem_type` where it says what its outputs are.
         dtype: "float16", "bfloat16" or "float32". `positions`: whether layers are kept whole instead of pooled;
             `tokens` says how they were pooled.
         views: The views of each example. `data`: the examples; `sample`: a hash over some of them.
@@ -148,6 +149,7 @@ class Settings:
     modules: list[str]
     named: dict[str, list[str]]
     base_model_prefix: str = ""
+    problem_type: str | None = None
     bitwise: bool = False
     device: str = "cpu"
     versions: dict[str, str] = field(default_factory=dict)
@@ -174,7 +176,8 @@ class Settings:
         return [
             f"{n} is {_short(theirs.get(n))} there and {_short(ours.get(n))} here"
             for n in names
-            if theirs.get(n) != ours.get(n)
+            # A build of an earlier version did not write the problem type down.
+            if theirs.get(n) != ours.get(n) and not (n == "problem_type" and theirs.get(n) is None)
         ]
 
 

@@ -13,7 +13,7 @@ from ..data.preprocessing import Preprocessing
 from ..features.activations import Activation, pooled_neurons
 from ..features.architecture import named_layers
 from ..features.pairs import resolve_layer
-from ..features.paths import LayerName, core, modules_by_path, unwrap
+from ..features.paths import core, modules_by_path, unwrap
 from ..features.tables import TappedModel
 from ..models.teacher import Teacher
 from .manifest import LayerFacts
@@ -157,8 +157,3 @@ def base_prefix(model: Any) -> str:
     """What transformers calls the backbone inside of a model with a head."""
     prefix = getattr(core(model)[0], "base_model_prefix", "")
     return prefix if isinstance(prefix, str) else ""
-
-
-def is_full_name(name: str, layers: Sequence[str]) -> bool:
-    """Whether a resolved layer is among cached ones, options after the path included."""
-    return str(LayerName.parse(name)) in layers

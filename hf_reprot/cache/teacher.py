@@ -90,7 +90,7 @@ class CachedModel(nn.Module):
         self.named_layers = settings.named  # as `DeclaresLayers` asks
         self.base_model_prefix = settings.base_model_prefix
         names = dict(enumerate(settings.class_names or ()))
-        self.config = SimpleNamespace(id2label=names, num_labels=settings.classes)
+        self.config = SimpleNamespace(id2label=names, num_labels=settings.classes, problem_type=settings.problem_type)
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # moves with `to`, and tells the device
         for path in settings.modules:
             parent: nn.Module = self

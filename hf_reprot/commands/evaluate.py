@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, find_columns
 from ..data.datasets import load_image_dataset
 from ..data.labels import SINGLE, label_names, problem_of, read_labels
-from ..features.activations import pooled_neurons
 from ..features.architecture import last_layer
-from ..features.taps import Taps
+from ..features.tables import TappedModel, pooled_tables
 from ..models.classes import pair_names, shown
 from ..models.loading import explained, locate
 from ..models.modules import class_count, class_names
@@ -196,10 +196,9 @@ def _run(
     model: nn.Module, images: Any, collator: ImageCollator, batch_size: int, device: str | torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features (n, d), labels (n,) with -100 for none, and logits (n, classes) or None."""
-    taps = Taps(model, [last_layer(model)])
-    teacher = Teacher(model)
+    name, teacher = last_layer(model), Teacher(model)
     kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    try:
+    with TappedModel(model, [name]) as tapped:
         for start in track(range(0, len(images), batch_size), description="reading images", transient=True):
             rows = [images[i] for i in range(start, min(start + batch_size, len(images)))]
             missing = [row[collator.label_column] in (None, -1) for row in rows]
@@ -207,18 +206,16 @@ def _run(
             if not labelled:
                 continue
             batch = collator(labelled)
-            with torch.no_grad(), taps.recording():
-                logits = teacher({"pixel_values": batch["pixel_values"].to(device, teacher.dtype)})
-            (layer,) = taps.take().values()
+            inputs = {"pixel_values": batch["pixel_values"].to(device, teacher.dtype)}
+            logits, layers = tapped.run(partial(teacher, inputs))
+            (features,) = pooled_tables(layers, [name])
             answer = logits.float().cpu() if logits is not None and class_count(model) is not None else None
-            kept.append((pooled_neurons(layer).float().cpu(), batch["labels"], answer))
-    finally:
-        taps.close()
+            kept.append((features.cpu(), batch["labels"], answer))
     if not kept:
         raise ValueError("no image has a label: nearest neighbours and a probe need them")
-    features, labels, told = zip(*kept, strict=True)
+    tables, labels, told = zip(*kept, strict=True)
     answers = [logits for logits in told if logits is not None]
-    return torch.cat(features), torch.cat(labels), torch.cat(answers) if answers else None
+    return torch.cat(tables), torch.cat(labels), torch.cat(answers) if answers else None
 
 
 def _answers(model: nn.Module, logits: Tensor, names: Sequence[str]) -> tuple[Tensor | None, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import distributed as dist
 
 from ..config import OTTransferConfig
 from ..data.columns import columns_of_student
-from ..features.matching import LayerCosts, LayerPlan, candidate_layers, layer_costs, plan_layers, pooled_tables
+from ..features.matching import LayerCosts, LayerPlan, candidate_layers, layer_costs, plan_layers
 from ..features.pairs import LayerPair
 from ..features.paths import unwrap
+from ..features.tables import TappedModel, pooled_tables
 from ..features.taps import Taps
 from ..losses.collective import gather_rows, world_size
 from ..training.terms.base import Batch, TermContext, TermOutput, TrainingLoop
@@ -178,13 +180,13 @@ class AutoLayersTransport(TransportTerm):
             raise ValueError('layer_pairs="auto" needs training data to look at, and the data loader gave no batch')
         self._teacher_tables = []
         for teacher, names in zip(self.teachers, self.auto.teacher_layers, strict=True):
-            taps, parts = Taps(teacher.model, names), []
-            for inputs in self._batches:
-                with torch.no_grad(), taps.recording(), loop.autocast():
-                    teacher(teacher.inputs_for(dict(inputs), self.preprocessing))
-                mask = inputs.get("teacher_attention_mask", inputs.get("attention_mask"))
-                parts.append(pooled_tables(taps.take(), names, self.config.ot_tokens, mask))
-            taps.close()
+            parts = []
+            with TappedModel(teacher.model, names) as tapped:
+                for inputs in self._batches:
+                    with loop.autocast():
+                        _, caught = tapped.run(partial(teacher, teacher.inputs_for(dict(inputs), self.preprocessing)))
+                    mask = inputs.get("teacher_attention_mask", inputs.get("attention_mask"))
+                    parts.append(pooled_tables(caught, names, self.config.ot_tokens, mask))
             self._teacher_tables.append(_joined(parts))
 
     def on_step_begin(self, loop: TrainingLoop) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 from ..config import OTTransferConfig
 from ..models.classes import check_data_names, data_names, name_classes, pair_names, shown
 from ..models.modules import class_count, class_names
+from ..models.problems import stated_problem
 from ..models.teacher import Teacher
-from .labels import stated_problem
 
 logger = logging.getLogger("hf_reprot")
 

@@ -14,9 +14,7 @@ from ..config import OTTransferConfig
 from ..data.dataset_columns import features_of, type_text
 from ..losses.distillation import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..models.modules import class_count
-
-_FOLLOW = ("ForImageClassification", "ForSequenceClassification", "ForVideoClassification", "ForAudioClassification")
-_TOKENS = ("ForTokenClassification", "ForSemanticSegmentation")
+from ..models.problems import CHOOSE_PER_PLACE, FOLLOW_LABELS, base_of, problem_of
 
 
 def labels_of(inputs: Mapping[str, Any], needing: str, instead: str) -> Tensor:
@@ -36,45 +34,6 @@ def labels_of(inputs: Mapping[str, Any], needing: str, instead: str) -> Tensor:
             f"give labels, or set {instead}"
         )
     return inputs["labels"]
-
-
-def problem_of(model: nn.Module, labels: Tensor | None = None) -> str | None:
-    """What a model's outputs are: one of transformers' `problem_type`s, found as transformers finds it.
-
-    Args:
-        model: Any module; one without a `problem_type` of its own chooses one class a sample.
-        labels: A batch's labels, where they are at hand: floats for several outputs are one yes or no a class.
-
-    Returns:
-        None where it depends on labels that are not at hand.
-    """
-    base = _base(model)  # PEFT
-    config = getattr(base, "config", None)
-    stated = getattr(config, "problem_type", None)
-    kind = getattr(base, "loss_type", None)
-    if kind not in _FOLLOW:  # tokens and pixels have one class each, whatever the config says
-        return stated if kind is None and stated is not None else SINGLE_LABEL
-    if stated is not None:
-        return stated
-    if class_count(base) == 1:
-        return REGRESSION
-    if labels is None:
-        return None
-    return MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
-
-
-def _base(model: Any) -> Any:
-    """The model inside an adapter (PEFT)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def stated_problem(model: nn.Module) -> str | None:
-    """What a model says itself that its outputs are; None where only labels or nothing would tell."""
-    base = _base(model)
-    kind = getattr(base, "loss_type", None)
-    if kind is None:
-        return getattr(getattr(base, "config", None), "problem_type", None)
-    return problem_of(base) if kind in (*_FOLLOW, *_TOKENS) else None
 
 
 def check_one_class(problem: str | None, needing: str, instead: str) -> None:
@@ -127,13 +86,17 @@ class LabelRule:
     @classmethod
     def of(cls, student: nn.Module, names: Sequence[str]) -> LabelRule | None:
         """The rule of a student; None where its loss is not known."""
-        base = _base(student)
+        base = base_of(student)
         count, kind = class_count(base), getattr(base, "loss_type", None)
-        if count is None or kind not in (*_FOLLOW, *_TOKENS) or (kind in _TOKENS and count == 1):
+        if (
+            count is None
+            or kind not in (*FOLLOW_LABELS, *CHOOSE_PER_PLACE)
+            or (kind in CHOOSE_PER_PLACE and count == 1)
+        ):
             return None
         pixels = kind == "ForSemanticSegmentation"
         ignored = getattr(base.config, "semantic_loss_ignore_index", 255) if pixels else IGNORED
-        return cls(tuple(names), problem_of(student), count, ignored, kind in _TOKENS)
+        return cls(tuple(names), problem_of(student), count, ignored, kind in CHOOSE_PER_PLACE)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Looks at the labels of a batch on the host: on a GPU, a class that there is not ends the process.
@@ -213,13 +176,13 @@ def check_maps(student: Any, dataset: Any) -> None:
     Raises:
         ValueError: it names the column and its type.
     """
-    if not isinstance(dataset, Dataset) or getattr(_base(student), "loss_type", None) not in _FOLLOW:
+    if not isinstance(dataset, Dataset) or getattr(base_of(student), "loss_type", None) not in FOLLOW_LABELS:
         return
     features = features_of(dataset) or {}
     for name in ("labels", "label"):
         if name in features and _depth(features[name]) > 1:
             kind = type_text(features[name])
-            raise ValueError(maps_refused(type(_base(student)).__name__, f"the column {name!r} holds {kind}"))
+            raise ValueError(maps_refused(type(base_of(student)).__name__, f"the column {name!r} holds {kind}"))
 
 
 def _depth(feature: Any) -> int:

@@ -13,8 +13,9 @@ from ..data.mixing import MIXED, MixingCollator, mixed_cross_entropy
 from ..data.seeding import ReadingSeeds
 from ..losses.distillation import MULTI_LABEL, SINGLE_LABEL
 from ..models.modules import class_count, class_name
+from ..models.problems import problem_of
 from ..models.teacher import Teacher
-from .labels import LabelRule, problem_of
+from .labels import LabelRule
 
 __all__ = ["check_mixing", "mixing", "task_loss", "with_plain_name"]
 

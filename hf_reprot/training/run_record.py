@@ -23,10 +23,10 @@ from ..hub.provenance import data_facts, model_facts, start_of, task_of, teacher
 from ..hub.record import Evaluation, Job, LayerPlanFacts, PairFacts, RunRecord, thinned_log
 from ..hub.speed import device_name, dummy_batch, measure_speed, shape_text
 from ..models.modules import class_count, class_names
+from ..models.problems import stated_problem
 from ..models.sharding import is_sharded
 from .checks import trains_on_teacher_task
 from .evaluation import TEACHER_METRICS
-from .labels import stated_problem
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from ..losses.distillation import SINGLE_LABEL, LogitDistillation
 from ..losses.partial import PartialDistillation
 from ..models.classes import pair_names, refuse_teacher, shown, teacher_note
 from ..models.modules import class_count, class_names
+from ..models.problems import problem_of, stated_problem
 from ..models.spec import columns_of_classes
 from ..models.teacher import Teacher
-from .labels import check_settings, labels_of, problem_of, stated_problem
+from .labels import check_settings, labels_of
 
 
 class TeacherLogits:

@@ -1,6 +1,7 @@
 """Training from a cache: as with the live teacher, or refused with the reason."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -38,6 +39,23 @@ def test_it_is_the_run_with_the_live_teacher_bit_for_bit(tmp_path, teacher, posi
     weights, losses = _trained(cached_trainer(tmp_path / "half", half, **settings))
     assert not _same(live, (weights, losses))  # the comparison above can fail
     assert losses[:3] == pytest.approx(live[1][:3], rel=1e-3)  # later steps follow from earlier ones
+
+
+def test_what_the_teacher_answers_is_known_as_of_the_live_one(tmp_path):
+    teacher, student = resnet(seed=1), vit()
+    teacher.config.problem_type = "multi_label_classification"
+    student.config.problem_type = "single_label_classification"
+    cache = build(tmp_path / "c", teacher)
+    assert cache.settings.problem_type == "multi_label_classification"
+    settings = {"model": student, "kd_weight": 0.5}
+    for make in (
+        lambda: make_trainer(tmp_path / "live", teacher=teacher, **settings),
+        lambda: cached_trainer(tmp_path / "cached", cache, **settings),
+    ):
+        with pytest.raises(ValueError, match=r"problem_type is 'single_label.*and that of the teacher .*'multi_label"):
+            make().train()
+    earlier = dataclasses.replace(cache.settings, problem_type=None)  # as version 0.1 wrote it
+    assert earlier.differences(cache.settings) == []
 
 
 def test_whole_layers_serve_pooled_runs_and_other_losses(tmp_path):

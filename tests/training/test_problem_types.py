@@ -10,7 +10,8 @@ from hf_reprot.experimental.topk.selection import NeuronSelection
 from hf_reprot.hub.card import render_card
 from hf_reprot.losses import LogitDistillation, PartialDistillation
 from hf_reprot.losses.baselines import DecoupledDistillation
-from hf_reprot.training.labels import LabelRule, problem_of
+from hf_reprot.models.problems import problem_of
+from hf_reprot.training.labels import LabelRule
 from hf_reprot.utils.running import accuracy
 from tests.toy_models import Images, convnext, resnet, timm_vit, vit
 from tests.training.runs import make_trainer, training_logs
