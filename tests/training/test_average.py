@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import TrainerCallback
@@ -36,8 +37,13 @@ def averaged(steps, decay):
     return found
 
 
-def watched(folder, **settings):
-    trainer = make_trainer(folder, model=resnet(), teacher=vit(seed=2), **{**RUN, **settings})
+def lora():
+    torch.manual_seed(0)
+    return get_peft_model(vit(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]))
+
+
+def watched(folder, model=resnet, **settings):
+    trainer = make_trainer(folder, model=model(), teacher=vit(seed=2), **{**RUN, **settings})
     watch = _Trained()
     trainer.add_callback(watch)
     return trainer, watch.seen
@@ -63,12 +69,13 @@ def test_the_average_is_saved_evaluated_and_what_is_left(tmp_path):
     assert not list(tmp_path.rglob("*.bin"))
 
 
-def test_resumes_to_the_last_bit(tmp_path):
-    whole, _ = watched(tmp_path / "whole")
+@pytest.mark.parametrize("model", [resnet, lora])
+def test_resumes_to_the_last_bit(tmp_path, model):
+    whole, _ = watched(tmp_path / "whole", model)
     whole.train()
-    resumed, _ = watched(tmp_path / "resumed")
+    resumed, _ = watched(tmp_path / "resumed", model)
     with torch.no_grad():
-        for parameter in resumed.model.parameters():
+        for parameter in (p for p in resumed.model.parameters() if p.requires_grad):
             parameter.add_(1.0)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     for name, value in weights_of(whole.model).items():
