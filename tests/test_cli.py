@@ -121,10 +121,10 @@ def test_help_names_the_settings(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_prints_a_table_and_leaves_a_student_and_pictures(tmp_path):
-    done = _run("demo", "out", "--seeds", "1", "--steps", "3", "--labels", "20", folder=tmp_path)
+def test_the_demo_prints_a_table_and_leaves_a_student_and_pictures(tmp_path, call):
+    said = call("demo", "out", "--seeds", "1", "--steps", "3", "--labels", "20")
     for text in ("no transfer", "random pairing (control)", "FitNet", "ahead in"):
-        assert text in done.stdout
+        assert text in said.out
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "student")
     assert model.config.id2label == {i: str(i) for i in range(10)}
     for picture in ("plan.png", "curves.png", "accuracy.png", "neurons.png"):
