@@ -299,6 +299,23 @@ def test_a_student_taught_without_labels_does_the_task(tmp_path):
     assert shares.samples == 12
 
 
+def test_training_starts_from_a_head_that_was_fitted_first(tmp_path):
+    data = Images(96)
+    trainer = make_trainer(tmp_path, data=data, eval_data=data, learning_rate=1e-4, max_steps=2)
+    new = trainer.evaluate()["eval_loss"]
+    trainer.fit_head()
+    probe = {name: value for name, value in weights_of(trainer.model).items() if "classifier" in name}
+    probed = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(probed, abs=0.1)
+    assert probed < new - 0.3
+    for name, value in probe.items():
+        torch.testing.assert_close(weights_of(trainer.model)[name], value, atol=1e-2, rtol=0)
+    assert trainer.head_fit is None  # it was trained on: the card speaks of no fitted head
+    trainer.save_model()
+    assert "logistic regression" not in rebuild_card(tmp_path).read_text()
+
+
 def _coloured(n: int, *, labelled: bool = True) -> Dataset:
     """Plain images whose brightest colour is their class."""
     draw = np.random.default_rng(n)
