@@ -13,6 +13,7 @@ SAMPLE = [
     (Cell("CLIP, whole", "pretrained, by name", "multi-label", "parquet"), TRAINS),
     (Cell("from a cache", "LoRA", "no labels, then a head", "streaming"), TRAINS),
     (Cell("two teachers", "new (transformers)", "segmentation", "in memory"), TRAINS),
+    (Cell("DINOv2", "LoRA", "segmentation", "parquet"), TRAINS),
     (Cell("timm", "backbone without a head", "no labels, then a head", "in memory"), TRAINS),
     (Cell("backbone (transformers)", "text", "regression", "parquet"), TRAINS),
     (Cell("DINOv3", "text", "classification", "in memory"), REFUSED),

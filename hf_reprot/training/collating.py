@@ -132,7 +132,8 @@ def collator_for_images(
 
 def dense_kind(student: Any) -> str | None:
     """ "masks" or "boxes" for a student that answers with these; None for others."""
-    name = class_name(student) if student is not None else ""
+    base = student.get_base_model() if hasattr(student, "get_base_model") else student  # PEFT
+    name = class_name(base) if base is not None else ""
     return next((kind for part, kind in _TARGETS.items() if part in name), None)
 
 
