@@ -27,6 +27,7 @@ from .features.architecture import head_paths
 from .models.precision import in_training_precision
 from .models.student import as_student
 from .models.teacher import Teacher
+from .settings.combinations import settle_method
 from .training.adapters import check_head, still_modules
 from .training.auxiliary import AuxiliaryModules
 from .training.backbones import check_backbone, evaluated_columns, without_labels
@@ -201,6 +202,7 @@ class OTTransferTrainer(DataTrainer):
         check_backbone(args, student, self.compute_loss_func)
         self._still = still_modules(student)
         self.classes.settle(student, self.train_dataset, self.eval_dataset, self._label_columns())
+        settle_method(args)  # a search may have set it after the config was checked
         settle_ot_weight(args, student, self.teachers)
         for teacher in self.teachers:
             teacher.check_frozen()

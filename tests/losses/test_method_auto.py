@@ -2,7 +2,8 @@
 
 import pytest
 
-from hf_reprot import OTTransferConfig
+from hf_reprot import OTTransferConfig, OTTransferTrainer
+from tests.toy_models import Images, resnet, vit
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,10 @@ from hf_reprot import OTTransferConfig
 def test_auto_is_the_method_that_the_study_found_best(tmp_path, settings, method, momentum):
     config = OTTransferConfig(output_dir=str(tmp_path), report_to="none", **settings)
     assert (config.ot_method, config.plan_momentum) == (method, momentum)
+
+
+def test_a_trainer_settles_what_was_set_after_the_config_was_made(tmp_path):
+    config = OTTransferConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    config.task_weight, config.ot_method, config.plan_momentum = 0.0, "auto", None
+    trainer = OTTransferTrainer(vit(), resnet(seed=1), config, train_dataset=Images())
+    assert (trainer.args.ot_method, trainer.args.plan_momentum) == ("gaussian", 0.9)
