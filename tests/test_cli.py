@@ -120,18 +120,6 @@ def test_help_names_the_settings(tmp_path):
     assert "demo" in _run("--help", folder=tmp_path).stdout
 
 
-@pytest.mark.slow
-def test_the_demo_prints_a_table_and_leaves_a_student_and_pictures(tmp_path, call):
-    said = call("demo", "out", "--seeds", "1", "--steps", "3", "--labels", "20")
-    for text in ("no transfer", "random pairing (control)", "FitNet", "ahead in"):
-        assert text in said.out
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "student")
-    assert model.config.id2label == {i: str(i) for i in range(10)}
-    for picture in ("plan.png", "curves.png", "accuracy.png", "neurons.png"):
-        assert (tmp_path / "out" / picture).stat().st_size > 5000
-    assert not (tmp_path / "out" / "runs").exists()
-
-
 def test_a_card_is_written_anew(tmp_path, call):
     shutil.copytree(CARDS / "small", tmp_path / "small")
     (tmp_path / "small" / "README.md").unlink()

@@ -1,6 +1,8 @@
 """The demo: its report, its pictures, what it says of progress."""
 
+import contextlib
 import html.parser
+import io
 import re
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
+from hf_reprot.cli import main
 from hf_reprot.commands import demo as demo_module
 from hf_reprot.commands.demo import CONTROL, JOBS, OURS, PLAIN, DemoResult, run_demo
 from hf_reprot.plots.responses import best_pairs, responses_figure
@@ -19,13 +22,15 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A demo of a few steps, what it printed while it ran, and its folder."""
-    folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        lines = []
+    """A demo of a few steps by command: its result, what it told while it ran, its folder, and what it printed."""
+    folder, lines, results, printed = tmp_path_factory.mktemp("demo"), [], [], io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(demo_module, "print", lambda *text, **_: lines.append(" ".join(text)), raising=False)
-        result = run_demo(folder, seeds=1, labels=20, steps=2)
-    return result, lines, folder
+        patch.setattr(demo_module, "run_demo", lambda *a, **k: results.append(run_demo(*a, **k)) or results[0])
+        with pytest.raises(SystemExit) as ended:
+            main(["demo", str(folder), "--seeds", "1", "--labels", "20", "--steps", "2"])
+    assert ended.value.code == 0
+    return results[0], lines, folder, printed.getvalue()
 
 
 class _Tags(html.parser.HTMLParser):
@@ -53,7 +58,7 @@ class _Tags(html.parser.HTMLParser):
 
 
 def test_the_report_holds_everything_and_loads_nothing(ran):
-    result, _, folder = ran
+    result, _, folder, _ = ran
     page = result.report.read_text("utf-8")
     assert result.report == folder / "report.html"
     tags = _Tags()
@@ -73,7 +78,7 @@ def test_the_report_holds_everything_and_loads_nothing(ran):
 
 
 def test_the_pictures_and_the_student_lie_beside_it(ran):
-    result, _, folder = ran
+    result, _, folder, printed = ran
     assert [path.name for path in result.pictures] == ["accuracy.png", "curves.png", "plan.png", "neurons.png"]
     for path in result.pictures:
         with Image.open(path) as image:
@@ -81,10 +86,13 @@ def test_the_pictures_and_the_student_lie_beside_it(ran):
     assert not (folder / "runs").exists()
     model = AutoModelForImageClassification.from_pretrained(result.student)
     assert model.config.model_type == "vit"
+    assert model.config.id2label == {i: str(i) for i in range(10)}
+    for text in ("random pairing (control)", "FitNet", "ahead in", "report.html", "took "):
+        assert text in printed
 
 
 def test_progress_is_told_where_there_is_no_terminal(ran):
-    _, lines, _ = ran
+    _, lines, _, _ = ran
     assert 8 <= len(lines) <= 11
     shares = [int(line.split("%")[0]) for line in lines]
     assert shares == sorted(shares)
@@ -94,7 +102,7 @@ def test_progress_is_told_where_there_is_no_terminal(ran):
 
 
 def test_each_method_ran_once_a_seed(ran):
-    result, _, _ = ran
+    result, _, _, _ = ran
     assert {job for job, _ in result.accuracies} == set(JOBS)
     assert all(len(found) == 1 and 0 <= found[0] <= 1 for found in result.accuracies.values())
 
@@ -102,7 +110,7 @@ def test_each_method_ran_once_a_seed(ran):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_the_report(ran, tmp_path, width):
-    result, _, _ = ran
+    result, _, _, _ = ran
     shot = tmp_path / "shot.png"
     command = [CHROMIUM, "--headless", "--no-sandbox", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"]
     command += [f"--window-size={width},2400", f"--screenshot={shot}", result.report.as_uri()]
