@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -17,6 +16,7 @@ from ..config import OTTransferConfig
 from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, find_columns
 from ..data.datasets import load_image_dataset
+from ..data.hub_datasets import Dataset
 from ..data.labels import REGRESSION, SINGLE, label_names, problem_of
 from ..models.modules import is_headless
 from ..settings.parsing import given, parse_settings

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
 from PIL import Image as PILImage
 from torch import Tensor
 
 from ..utils.messages import did_you_mean
+from .hub_datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    Image,
-    IterableDataset,
-    IterableDatasetDict,
-    load_dataset,
-)
 from torch.utils.data import Subset
 
 from ..utils.hub_ids import split_revision
@@ -35,6 +25,16 @@ from .dataset_columns import (
 from .digits import NAME as DIGITS
 from .digits import load_digits_dataset
 from .folders import TABLES, load_folder, load_tables
+from .hub_datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    load_dataset,
+)
 
 logger = logging.getLogger(__name__)
 

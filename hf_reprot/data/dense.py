@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Image, LargeList, List
 from PIL import Image as PILImage
 from PIL import ImageOps
 
@@ -16,6 +15,7 @@ from ..settings.augmentation import PLAIN
 from ..utils.messages import did_you_mean
 from .collator import ImageCollator
 from .dataset_columns import MASK_NAMES, table_of
+from .hub_datasets import Image, LargeList, List
 
 AUGMENTATIONS = (PLAIN, "flip")
 BOX_NAMES = ("objects", "annotations", "annotation", "boxes", "bboxes", "labels", "label")

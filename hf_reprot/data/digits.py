@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, Split
 from PIL import Image as PILImage
+
+from .hub_datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, Split
 
 NAME = "digits"
 _CITATION = """@misc{alpaydin1998optical,

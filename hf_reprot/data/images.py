@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets.utils.file_utils import xopen
 from PIL import Image, ImageOps
 
 # Formats of pixels: a file of another format, whatever its ending, is never opened (PIL runs Ghostscript for EPS).
@@ -81,6 +80,8 @@ def _decoded(value: Mapping[str, Any] | bytes) -> Image.Image:
         path = stored.get("path")
         if path is None:
             raise ValueError("neither bytes nor a path")
+        from datasets.utils.file_utils import xopen
+
         with xopen(str(path), "rb") as file:  # a local file, or one of the Hub in a stream
             data = file.read()
     Image.init()

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
-
 from ..features.architecture import config_of
 from .dataset_columns import Columns, check_column, is_transformed, label_kind, type_text
+from .hub_datasets import Dataset
 from .label_reader import LabelReader
 
 logger = logging.getLogger(__name__)

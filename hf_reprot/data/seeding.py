@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch.utils.data import IterableDataset, TensorDataset
 
 from .dataset_columns import is_transformed
+from .hub_datasets import Dataset
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from datasets import Dataset
 from transformers import BaseImageProcessor, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..config import OTTransferConfig
 from ..data.collator import ImageCollator
 from ..data.dataset_columns import Columns, features_of, find_columns, is_transformed, table_of
 from ..data.dense import ColumnError, DetectionCollator, SegmentationCollator, box_column, mask_column
+from ..data.hub_datasets import Dataset
 from ..data.labels import read_labels
 from ..data.tokens import TeacherTokenCollator, pad_token_of
 from ..models.dense import DENSE

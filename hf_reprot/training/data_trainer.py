@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..data.columns import TEACHER_PREFIX
 from ..data.dataset_columns import is_transformed
 from ..data.datasets import drawn_equally, leave_encoded
+from ..data.hub_datasets import Dataset
 from ..data.seeding import ReadingSeeds, unseeded
 from ..models.classes import data_names
 from ..models.head import HeadFit, linear_head

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import OTTransferConfig
 from ..data.dataset_columns import Columns, find_columns
+from ..data.hub_datasets import Dataset, IterableDataset
 from ..data.labels import REGRESSION, label_names, problem_of
 from ..models.loading import explained
 from ..models.processors import image_processor

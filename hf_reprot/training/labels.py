@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 
 from ..config import OTTransferConfig
 from ..data.dataset_columns import features_of, type_text
+from ..data.hub_datasets import Dataset
 from ..losses.distillation import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..models.modules import class_count
 from ..models.problems import CHOOSE_PER_PLACE, FOLLOW_LABELS, base_of, problem_of
