@@ -180,6 +180,18 @@ def with_activations(problem: Problem) -> Run:
     return run
 
 
+PEERS = {"ot": "POT", "geomloss": "geomloss", "ott": "OTT-JAX", "flash_sinkhorn": "flash-sinkhorn"}
+
+
+def missing_peers(device: str) -> list[str]:
+    """Packages that cannot take part: not installed, or made for another device."""
+    return [
+        name
+        for package, name in PEERS.items()
+        if not importlib.util.find_spec(package) or (package == "flash_sinkhorn" and device != "cuda")
+    ]
+
+
 def solvers(device: str, ablation: bool = False, activations: bool = False) -> dict[str, Callable[[Problem], Run]]:
     """Who takes part, by name; ours first."""
     found: dict[str, Callable[[Problem], Run]] = {"hf_reprot": ours}
@@ -188,9 +200,11 @@ def solvers(device: str, ablation: bool = False, activations: bool = False) -> d
         found["hf_reprot, warm start"] = ours_warm
     if device == "cuda":
         found |= {"our torch loop": ours_by("torch")}
-    found |= {"POT sinkhorn": pot("sinkhorn"), "POT sinkhorn_log": pot("sinkhorn_log"), "POT ot.batch log": pot_batch}
-    if device == "cpu":
-        found["POT emd2 (exact)"] = emd
+    if importlib.util.find_spec("ot"):
+        found |= {"POT sinkhorn": pot("sinkhorn"), "POT sinkhorn_log": pot("sinkhorn_log")}
+        found["POT ot.batch log"] = pot_batch
+        if device == "cpu":
+            found["POT emd2 (exact)"] = emd
     if importlib.util.find_spec("geomloss"):
         found["geomloss"] = geomloss
     if importlib.util.find_spec("ott"):

@@ -7,6 +7,9 @@ that copy reads memory: a share above 100 % says so.
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,20 +57,43 @@ def kernel_work(name: str, batch: int, m: int, n: int, sweeps: float, launches: 
     return None
 
 
+def copy_rate(device: str, numbers: int = 1 << 28) -> float:
+    """Bytes a second, read and written, of a copy of float32 numbers."""
+    source = torch.empty(numbers, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * source.element_size() / seconds_of(lambda: target.copy_(source), device)
+
+
+def product_rate(device: str, dtype: torch.dtype, n: int = 8192) -> float:
+    """Floating point operations a second of a product of two random matrices (n, n)."""
+    left, right = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    return 2 * n**3 / seconds_of(lambda: torch.mm(left, right, out=out), device)
+
+
+def seconds_of(run: Callable[[], object], device: str, times: int = 5) -> float:
+    """Median seconds of one run, after one that does not count."""
+    taken = []
+    for _ in range(times + 1):
+        synchronise(device)
+        begin = time.perf_counter()
+        run()
+        synchronise(device)
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[1:])
+
+
+def synchronise(device: str) -> None:
+    """Waits for all that a device has been asked for."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def measured_peak() -> Peak:
     """Of the current CUDA device."""
     properties = torch.cuda.get_device_properties(0)
-    source = torch.empty(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(3):
-        begin.record()
-        target.copy_(source)
-        end.record()
-    torch.cuda.synchronize()
-    bandwidth = 2 * source.numel() * source.element_size() / (1e-3 * begin.elapsed_time(end))
     clock = 1e3 * getattr(properties, "clock_rate", 1_700_000)  # kHz
-    return Peak(bandwidth, 2 * _CORES * properties.multi_processor_count * clock)
+    return Peak(copy_rate("cuda"), 2 * _CORES * properties.multi_processor_count * clock)
 
 
 def roofline(problem: Problem, peak: Peak, console: Console) -> None:

@@ -23,6 +23,7 @@ import os
 import statistics
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -84,8 +85,26 @@ def peak_memory(run: Run, device: str) -> float:
     return max(read("VmHWM") - before, 0)
 
 
-def compare(problem: Problem, options, console: Console) -> dict[str, float]:
-    """Prints one problem's table; median seconds of each solver."""
+@dataclass
+class Row:
+    """One solver on one problem; seconds None where it fails, which `error` says.
+
+    Attributes:
+        seconds: Median. low, high: The middle half.
+        error: L1 error of the marginals that it reached.
+        memory: At its peak, in units of the costs' own; None where what the process keeps in store hides it.
+    """
+
+    solver: str
+    error: str
+    seconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    memory: float | None = None
+
+
+def measure_solvers(problem: Problem, options: argparse.Namespace) -> list[Row]:
+    """Every solver on one problem, in turn; ours first."""
     runs: dict[str, Run] = {}
     notes: dict[str, str] = {}
     for name, prepare in solvers(options.device, options.ablation, options.activations).items():
@@ -96,21 +115,34 @@ def compare(problem: Problem, options, console: Console) -> dict[str, float]:
             runs.pop(name, None)
             notes[name] = f"fails: {type(trouble).__name__}"
     taken = measure(runs, options)
-    times = {name: statistics.median(seconds) for name, seconds in taken.items()}
     size = problem.costs.numel() * problem.costs.element_size()
+    rows = []
+    for name, note in notes.items():
+        if not taken.get(name):
+            rows.append(Row(name, note))
+            continue
+        # Under a few megabytes, what the process keeps in store hides the difference.
+        memory = peak_memory(runs[name], options.device) / size if size >= 4e6 or options.device == "cuda" else None
+        low, _, high = statistics.quantiles(taken[name], n=4) if len(taken[name]) > 1 else 3 * taken[name]
+        rows.append(Row(name, note, statistics.median(taken[name]), low, high, memory))
+    return rows
+
+
+def compare(problem: Problem, options, console: Console) -> dict[str, float]:
+    """Prints one problem's table; median seconds of each solver."""
+    rows = measure_solvers(problem, options)
+    times = {row.solver: row.seconds for row in rows if row.seconds is not None}
     table = Table(title=f"{problem.name}: {tuple(problem.costs.shape)} {problem.costs.dtype} on {options.device}")
     for heading in ("solver", "ms", "middle half", "times ours", "L1 error", "extra memory / costs"):
         table.add_column(heading, justify="left" if heading == "solver" else "right")
-    for name, note in notes.items():
-        if name not in runs:
-            table.add_row(name, "-", "-", "-", note, "-")
+    for row in rows:
+        if row.seconds is None or row.low is None or row.high is None:
+            table.add_row(row.solver, "-", "-", "-", row.error, "-")
             continue
-        # Under a few megabytes, what the process keeps in store hides the difference.
-        memory = f"{peak_memory(runs[name], options.device) / size:.1f}" if size >= 4e6 else "-"
-        low, _, high = statistics.quantiles(taken[name], n=4) if len(taken[name]) > 1 else 3 * taken[name]
-        middle = f"{1e3 * low:.2f} to {1e3 * high:.2f}"
-        ratio = f"{times[name] / times['hf_reprot']:.2f}"
-        table.add_row(name, f"{1e3 * times[name]:.2f}", middle, ratio, note, memory)
+        middle = f"{1e3 * row.low:.2f} to {1e3 * row.high:.2f}"
+        ratio = f"{row.seconds / times['hf_reprot']:.2f}"
+        memory = "-" if row.memory is None else f"{row.memory:.1f}"
+        table.add_row(row.solver, f"{1e3 * row.seconds:.2f}", middle, ratio, row.error, memory)
     console.print(table)
     console.print(f"sweeps: {solve(problem.costs, epsilon=problem.epsilon).iterations.tolist()}")
     return times

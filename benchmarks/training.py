@@ -52,8 +52,8 @@ class Step:
     def __init__(self, options: argparse.Namespace, batch: int, layers: str, positions: str):
         torch.manual_seed(0)
         self.options, self.batch, self.positions = options, batch, positions
-        self.teacher = _model(options.teacher, options.image).to(options.device).eval().requires_grad_(False)
-        self.student = _model(options.student, options.image).to(options.device).train()
+        self.teacher = timm_model(options.teacher, options.image).to(options.device).eval().requires_grad_(False)
+        self.student = timm_model(options.student, options.image).to(options.device).train()
         if options.device == "cuda":
             self.teacher, self.student = (m.to(memory_format=torch.channels_last) for m in (self.teacher, self.student))
         self.pairs = match_pairs(layers, self.student, [self.teacher], positions)
@@ -89,17 +89,14 @@ class Step:
     def _transport(self, ours, theirs) -> list[LossOutput]:
         """The term of the loss and its gradient in the recorded layers, cut off from what is below them."""
         leaves = {name: ours[name].tensor.detach().requires_grad_() for name in {p.student for p in self.pairs}}
-        pairs = [
-            pair_neurons(
-                replace(ours[pair.student], tensor=leaves[pair.student]),
-                theirs[pair.teacher],
-                positions=self.positions,
-            )
-            for pair in self.pairs
-        ]
-        outputs = self.transport.forward_pairs(pairs)
+        cut = {name: replace(ours[name], tensor=leaf) for name, leaf in leaves.items()}
+        outputs = self.transport.forward_pairs(self.neurons(cut, theirs))
         torch.autograd.grad(torch.stack([output.loss for output in outputs]).mean(), list(leaves.values()))
         return outputs
+
+    def neurons(self, ours, theirs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The recorded layers of each pair as tables with the same samples."""
+        return [pair_neurons(ours[pair.student], theirs[pair.teacher], positions=self.positions) for pair in self.pairs]
 
     def _now(self) -> float:
         if self.options.device == "cuda":
@@ -107,8 +104,9 @@ class Step:
         return CLOCKS[self.options.clock]()
 
 
-def _model(name: str, image: int) -> torch.nn.Module:
-    sized = {"img_size": image} if name.startswith(("vit", "deit", "swin")) else {}
+def timm_model(name: str, image: int) -> torch.nn.Module:
+    """A classifier of ten classes with random weights, for images of a size."""
+    sized = {"img_size": image} if name.startswith(("vit", "deit", "swin", "test_vit")) else {}
     return timm.create_model(name, num_classes=10, **sized)
 
 
