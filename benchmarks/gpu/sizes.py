@@ -19,7 +19,7 @@ class Sizes:
         turns: In which what is compared takes turns.
         teachers: timm's names. student: The same. image: Pixels. batches: Images a step.
         cases: Names in `benchmarks.training.CASES`. half: In bfloat16. warm: Steps in `Trainer` that do not count.
-        epochs: Of the small training. small_teacher, small_student: Its models, of timm.
+        images: Of the small training, at most. epochs: Of it. small_teacher, small_student: Its models, of timm.
     """
 
     device: str
@@ -38,6 +38,7 @@ class Sizes:
     cases: tuple[str, ...]
     half: bool
     warm: int
+    images: int
     epochs: int
     small_teacher: str
     small_student: str
@@ -60,6 +61,7 @@ FULL = Sizes(
     cases=("last layer", "stages", "last layer, every position", "stages, every position"),
     half=True,
     warm=5,
+    images=1497,
     epochs=8,
     small_teacher="resnet18",
     small_student="resnet10t",
@@ -81,6 +83,7 @@ TOY = Sizes(
     cases=("last layer",),
     half=False,
     warm=1,
+    images=96,
     epochs=1,
     small_teacher="test_resnet",
     small_student="test_resnet",

@@ -31,7 +31,8 @@ def measure(results: Results, sizes: Sizes, box: Box) -> None:
     """A teacher is trained, a student learns from it with transport and logits, and is saved and loaded."""
     torch.manual_seed(0)
     images, labels = digits()
-    train, test = (images[300:], labels[300:]), (images[:300], labels[:300])
+    train = images[300 : 300 + sizes.images], labels[300 : 300 + sizes.images]
+    test = images[:300], labels[:300]
     begin = time.perf_counter()
     teacher = _teacher(sizes, *train)
     facts = {"model": sizes.small_teacher, "learned from": "labels", "epochs": sizes.epochs}

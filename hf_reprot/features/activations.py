@@ -61,6 +61,7 @@ def pair_neurons(
     tokens: str = "auto",
     mask: Tensor | None = None,
     teacher_mask: Tensor | None = None,
+    padded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A student's and a teacher's layer as two tables with the same samples in the same order.
 
@@ -74,7 +75,7 @@ def pair_neurons(
             token where the layer is the one that the model's head reads it from, else the mean of the patches or, for
             text, of the tokens kept; with every position as a sample, the patches or tokens kept.
         mask: (n, l), 1 for the tokens of a text to keep; padding is in no sample and no mean. Dropping it for
-            positions="all" waits for the device once, as the number of samples depends on the data.
+            positions="all" waits for the device once, as the number of samples depends on the data (see `padded`).
         teacher_mask: The same for a teacher with a tokenisation of its own; None: the student's. Only for pooled
             layers: with every position as a sample, both must have the same tokens.
 
@@ -106,8 +107,23 @@ def pair_neurons(
             f"{teacher.name}): use positions='pooled'"
         )
     if student.is_text:
-        return _kept_tokens(student, teacher, mask)
+        return _kept_tokens(student, teacher, None if padded else mask)
     return _image_positions(student, teacher, tokens)
+
+
+def kept_rows(student: Activation, *, positions: str, tokens: str, mask: Tensor | None) -> Tensor | None:
+    """(samples,) 1 for the rows of `pair_neurons(..., padded=True)` that count, and 0 for padding; None: all count.
+
+    Args:
+        student: The student's layer.
+        positions, tokens, mask: As for `pair_neurons`.
+
+    Raises:
+        ValueError: a mask of another shape than the layer's (texts, tokens).
+    """
+    if mask is None or positions == "pooled" or tokens == "class" or not student.is_text:
+        return None
+    return _checked(mask, student).ne(0).flatten().to(student.tensor.device, torch.float32)
 
 
 def pair_maps(student: Activation, teacher: Activation) -> tuple[Tensor, Tensor]:

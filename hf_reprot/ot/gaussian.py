@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .gradients import with_envelope_gradient
+from .solvers.kernel import on_host
 
 DEFAULT_RELATIVE_EPSILON = 0.1
 
@@ -90,7 +91,7 @@ def solve_gaussian(
         eps = torch.where(total > 0, relative_epsilon * (total / count).sqrt(), torch.ones_like(total))
         if epsilon is not None:
             eps = torch.full_like(total, epsilon)
-        solver = _by_eigenvalues if K.device.type == "cpu" else _by_products
+        solver = _by_eigenvalues if on_host(K) else _by_products
         overlap, coupling = solver(small, eps, relative_epsilon if epsilon is None else None)
         coupling = coupling.mT if turned else coupling
         coupling = coupling if basis is None else basis @ coupling

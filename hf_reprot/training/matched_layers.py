@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import OTTransferConfig
-from ..features.activations import Activation, pair_neurons
+from ..features.activations import Activation, kept_rows, pair_neurons
 from ..features.pairs import LayerPair
 from .teachers import pair_shares, teacher_logs
 
@@ -59,13 +59,25 @@ class MatchedLayers:
         return [(student[pair.student], teachers[pair.teacher_index][pair.teacher]) for pair in self.pairs]
 
     def neurons(
-        self, student: Mapping[str, Activation], teachers: Sequence[Mapping[str, Activation]], inputs: Mapping[str, Any]
+        self,
+        student: Mapping[str, Activation],
+        teachers: Sequence[Mapping[str, Activation]],
+        inputs: Mapping[str, Any],
+        padded: bool = False,
     ) -> list[tuple[Tensor, Tensor]]:
         """Each pair's activations as two tables with the same samples: (n, d_s) and (n, d_t)."""
-        return [self.tables(s, t, inputs) for s, t in self.sides(student, teachers)]
+        return [self.tables(s, t, inputs, padded) for s, t in self.sides(student, teachers)]
 
-    def tables(self, student: Activation, teacher: Activation, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """One pair's activations as two tables with the same samples: (n, d_s) and (n, d_t)."""
+    def tables(
+        self, student: Activation, teacher: Activation, inputs: Mapping[str, Any], padded: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """One pair's activations as two tables with the same samples: (n, d_s) and (n, d_t).
+
+        Args:
+            student, teacher: The pair's layers.
+            inputs: The batch, with its masks.
+            padded: Leave the padding of texts in (`kept`), so that nothing waits for the device.
+        """
         return pair_neurons(
             student,
             teacher,
@@ -73,7 +85,14 @@ class MatchedLayers:
             tokens=self.config.ot_tokens,
             mask=inputs.get("attention_mask"),
             teacher_mask=inputs.get("teacher_attention_mask"),
+            padded=padded,
         )
+
+    def kept(self, student: Mapping[str, Activation], inputs: Mapping[str, Any]) -> list[Tensor | None]:
+        """(n,) of each pair, 1 for the rows of its padded tables that count, and 0 for padding; None: all count."""
+        how = {"positions": self.config.ot_positions, "tokens": self.config.ot_tokens}
+        mask = inputs.get("attention_mask")
+        return [kept_rows(student[pair.student], mask=mask, **how) for pair in self.pairs]
 
     def mean(self, values: Sequence[Tensor]) -> Tensor:
         """() The mean of one value a pair, by their shares."""

@@ -1,46 +1,13 @@
 """How much a step asks of an accelerator, shown without one: launches, and waits of the host for a value."""
 
-import importlib
-from collections import Counter
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_reprot.losses import RepresentationTransport
 from hf_reprot.ot import kernels
 from hf_reprot.ot.moments import RunningMoments
-
-# What starts nothing on a device: views, memory, questions.
-_NAMES = """
-    view _unsafe_view t transpose expand unsqueeze squeeze slice select detach alias as_strided permute split unbind
-    split_with_sizes empty empty_like empty_strided new_empty diagonal lift_fresh _reshape_alias is_same_size device
-    promote_types is_contiguous size stride layout is_pinned
-"""
-_FREE = set(_NAMES.split())
-_READS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_assert_async"}
-
-
-class Launches(TorchDispatchMode):
-    """Counts what reaches the device by name, kernels of Triton's included; with `reads` off, refuses waits."""
-
-    def __init__(self, reads: bool = True):
-        super().__init__()
-        self.counts, self.reads = Counter(), reads
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name().split("::")[1].split(".")[0]
-        assert self.reads or name not in _READS, function
-        if name == "_to_copy":  # and nothing goes back and forth
-            assert self.reads or (kwargs or {}).get("device") in (None, args[0].device), "a copy between devices"
-        if name not in _FREE:
-            self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
+from tests.accelerator import Copies, Launches, playing_accelerator, without_waits  # noqa: F401
 
 
 @pytest.fixture
@@ -59,13 +26,6 @@ def launches(monkeypatch):
     for name in ("solve_pairs", "sweep_rows", "add_columns", "move"):
         monkeypatch.setattr(solver, name, Kernel(name))
     return counter
-
-
-@pytest.fixture
-def accelerator(monkeypatch):
-    """A CPU that plays an accelerator: autograd runs nothing on tensors of a device that is not there."""
-    for module in ("solve", "solvers.kernel", "solvers.proximal", "solvers.units", "solvers.padding"):
-        monkeypatch.setattr(importlib.import_module(f"hf_reprot.ot.{module}"), "on_host", lambda tensor: False)
 
 
 def pairs(count: int, device: str = "cpu", n: int = 64, widths: tuple[int, int] = (24, 40)):
@@ -123,12 +83,40 @@ def test_no_step_waits_once_its_shapes_are_known(settings, given, accelerator):
         "teacher_weights": {"teacher_weights": [torch.full((40,), 1 / 40) for _ in layers]},
         "sample_weights": {"sample_weights": [torch.rand(len(student)) for student, _ in layers]},
     }[given]
-    for reads in (True, True, True, False):  # the first calls of a shape may ask how many sweeps it takes
-        with Launches(reads):
+    copies = Copies()
+    for known in (False, False, False, True):  # the first calls of a shape may ask how many sweeps it takes
+        with without_waits(copies, known):
             sum(output.loss for output in loss.forward_pairs(layers, **more)).backward()
     assert all(student.grad.abs().sum() > 0 for student, _ in layers)
 
 
-def test_a_wait_is_seen():
-    with pytest.raises(AssertionError), Launches(reads=False):
-        bool(torch.ones(()) > 0)
+WAITS = {
+    "bool": lambda x: bool(x.sum() > 0),
+    "item": lambda x: x.sum().item(),
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "cpu": lambda x: x.cpu(),
+    "to cpu": lambda x: x.to("cpu"),
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "a list": lambda x: torch.tensor([1.0, 2.0], device=x.device),
+    "cholesky": lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(4)),
+    "solve": lambda x: torch.linalg.solve(x @ x.mT + torch.eye(4), x),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_a_wait_is_seen(name):
+    x, copies = torch.ones(4, 4), Copies()
+    with without_waits(copies, False):
+        WAITS[name](x)
+    with pytest.raises(AssertionError), without_waits(copies, True):
+        WAITS[name](x)
+
+
+def test_what_has_arrived_may_be_read():
+    copies = Copies()
+    with without_waits(copies, True):
+        answer = torch.ones(2).to("cpu", non_blocking=True)
+        assert answer.tolist() == [1.0, 1.0]
+        torch.ones(3)[torch.tensor([0, 2])] += 1

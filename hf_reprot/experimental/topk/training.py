@@ -23,6 +23,8 @@ class SelectiveTransport(TransportTerm):
         selections: One `NeuronSelection` for each teacher layer among the pairs.
     """
 
+    reads_neurons = True
+
     def __init__(self, context: TermContext):
         super().__init__(context)
         layers = [(pair.teacher_index, pair.teacher) for pair in self.layers.pairs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,12 +48,15 @@ class TransportTerm(Term):
     layer pairs (`MatchedLayers.replace`), and the registry has it in the place of this one.
 
     Attributes:
+        reads_neurons: Whether `marginals` reads the neurons. The padding of texts is then dropped from them, for which
+            the host waits for the device; it weighs nothing otherwise.
         plans: (d_s, d_t) of each pair, of the last batch: what a plot or a card shows.
         running: Of each pair, the moments that `plan_momentum` carries over steps; None without.
     """
 
     name = "transport"
     of_samples = False  # each process solves the problem of all samples
+    reads_neurons: ClassVar[bool] = False
 
     def __init__(self, context: TermContext):
         super().__init__(context)
@@ -108,7 +111,7 @@ class TransportTerm(Term):
         """See `Term`."""
         if not self.layers.pairs:
             return None
-        neurons = self.layers.neurons(batch.student, batch.teachers, batch.inputs)
+        neurons = self.layers.neurons(batch.student, batch.teachers, batch.inputs, padded=not self.reads_neurons)
         given = self.marginals(neurons, batch)
         if batch.share.empty:  # the other processes' samples are matched without
             neurons = [(s[:0], t[:0]) for s, t in neurons]
@@ -143,16 +146,17 @@ class TransportTerm(Term):
         if batch.share.empty:
             return rows
         weights = self.logits.sample_weights(batch.teacher_logits, batch.inputs, batch.labelled)
-        mask = batch.inputs.get("attention_mask")
+        kept = self.layers.kept(batch.student, batch.inputs)
         for i, (pair, (student, _)) in enumerate(zip(self.layers.pairs, neurons, strict=True)):
-            given = weights[pair.teacher_index]
-            if given is not None and len(student) != len(given):  # every position is a sample
-                given = (
-                    given[:, None].expand(-1, len(student) // len(given)).reshape(-1)
-                    if mask is None
-                    else (given[:, None].expand(mask.shape)[mask.bool()])
-                )
-            rows[i] = given
+            given, counts = weights[pair.teacher_index], kept[i]
+            if counts is not None:  # every token is a sample
+                mask = counts.view(batch.inputs["attention_mask"].shape)
+                of_tokens = mask if given is None else given[:, None].to(mask) * mask
+                rows[i] = of_tokens[mask > 0] if self.reads_neurons else of_tokens.flatten()
+            elif given is not None and len(student) != len(given):  # every position is a sample
+                rows[i] = given[:, None].expand(-1, len(student) // len(given)).reshape(-1)
+            else:
+                rows[i] = given
         return rows
 
     def _comparable(self, outputs: Sequence[LossOutput]) -> list[Tensor]:
