@@ -50,7 +50,9 @@ def agree(matrix, a, b, relative_epsilon, **settings):
     reference = solve(matrix, a, b, **exact)
     M, *given = on_device(matrix, a, b)
     M.requires_grad_()
-    result = solve(M, *given, relative_epsilon=relative_epsilon, tolerance=1e-4, backend=BACKEND, **settings)
+    result = solve(
+        M, *given, relative_epsilon=relative_epsilon, tolerance=1e-4, max_iterations=5000, backend=BACKEND, **settings
+    )
     result.value.sum().backward()
     plan = result.plan.cpu().double()
     assert bool(result.converged.all())
