@@ -180,10 +180,9 @@ class OTTransferTrainer(DataTrainer):
         self.shares = Shares(self.accelerator, self.label_names, args.device)
         self.add_callback(TransferCallback(self))
         self.seeds = ReadingSeeds(args.seed if args.data_seed is None else args.data_seed)
-        self.add_callback(AugmentationEpoch(self.seeds))
+        augments = [self.data_collator] if hasattr(self.data_collator, "set_epoch") else []
+        self.add_callback(AugmentationEpoch(self.seeds, *augments))
         warn_of_streams(train_dataset, saves=args.save_strategy != "no")
-        if hasattr(self.data_collator, "set_epoch"):
-            self.add_callback(AugmentationEpoch(self.data_collator))
         self._build_objective()
         self.representation = RepresentationEvaluation(self)
         settle_best_metric(self)

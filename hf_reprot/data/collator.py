@@ -207,19 +207,20 @@ class TakesEpoch(Protocol):
 
 
 class AugmentationEpoch(TrainerCallback):
-    """Callback that tells a collator the epoch, so that augmentation is a function of seed, epoch and image.
+    """Callback that tells collators the epoch, so that augmentation is a function of seed, epoch and image.
 
     A `Trainer` fetches a batch before it trains on the one before: numbers drawn from torch's generator by the collator
     are not where a checkpoint left them, and a resumed run would see other images.
 
     Args:
-        collator: A collator with `set_epoch(epoch, seed)`.
+        collators: Each with `set_epoch(epoch, seed)`.
     """
 
-    def __init__(self, collator: TakesEpoch):
-        self.collator = collator
+    def __init__(self, *collators: TakesEpoch):
+        self.collators = collators
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         """Before the first batch of an epoch is fetched; in a resumed epoch, too."""
         seed = args.seed if args.data_seed is None else args.data_seed
-        self.collator.set_epoch(int((state.epoch or 0) + 1e-6), seed=seed)
+        for collator in self.collators:
+            collator.set_epoch(int((state.epoch or 0) + 1e-6), seed=seed)
