@@ -19,7 +19,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that take long go first, so that no worker ends alone with one of them."""
+    """Files with tests that take long go first, so that no worker ends alone with one of them.
+
+    An address in a test's name differs between workers, which then refuse to begin: it is named here.
+    """
+    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addresses:
+        raise pytest.UsageError(f"give ids= to the parameters of {addresses[0]}")
     long = {item.path for item in items if any(item.get_closest_marker(name) for name in _FIRST)}
     items.sort(key=lambda item: item.path not in long)
 

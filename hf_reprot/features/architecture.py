@@ -141,7 +141,12 @@ def _heads(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if base is not model:
             beside = [(name, child) for name, child in model.named_children() if child is not base]
             return [(name, child) for name, child in beside if _has_parameters(child) and not _is_norm(child)]
-        return []
+        # A model of one's own without a backbone inside: the layer that gives as many values as there are classes.
+        children = list(model.named_children())
+        likely = [(name, child) for name, child in children if name in _HEADS] + children[-1:]
+        classes = getattr(config_of(model), "num_labels", None)
+        own = [(n, c) for n, c in likely if isinstance(c, nn.Linear) and c.out_features == classes]
+        return own[:1]
     named = [(name, getattr(model, name)) for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)]
     if named:
         return named[:1]
@@ -202,9 +207,9 @@ def _last_of_backbone(base: nn.Module, normalised: bool) -> str:
     pooler = dict(children).get("pooler")
     if normalised and pooler is not None and _only_normalises(pooler):
         return "pooler"  # BEiT: the mean over the patches, then the norm that the backbone itself left out
-    found = None
+    found, heads = None, {*_HEADS, *(path for path, _ in _heads(base))}
     for name, child in children:
-        if name.startswith("pooler") or name in _HEADS or "Rotary" in type(child).__name__ or _is_dropout(child):
+        if name.startswith("pooler") or name in heads or "Rotary" in type(child).__name__ or _is_dropout(child):
             continue
         if not (_is_norm(child) and not late):
             found = _last_element(name, child) or found

@@ -54,7 +54,7 @@ def test_a_run_has_the_losses_of_the_cpu(plain, tmp_path):
         {"layer_pairs": "auto", "layer_samples": 32},
         {"teacher": lambda: [resnet(seed=1), resnet(seed=2)]},
     ],
-    ids=lambda settings: " ".join(f"{name}={value}" for name, value in settings.items())[:40],
+    ids=["positions", "gaussian", "random", "momentum", "auto layers", "two teachers"],
 )
 def test_every_way_of_transport_runs(settings, tmp_path):
     teacher = settings.get("teacher", lambda: resnet(seed=1))()

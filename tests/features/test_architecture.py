@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_reprot.features.activations import pair_neurons
 from hf_reprot.features.architecture import block_layers, head_paths, last_layer, stage_layers
@@ -243,6 +243,30 @@ def test_any_module_with_a_head_named_as_usual():
     model = Network()
     assert (last_layer(model), last_layer(model, "all")) == ("fc:input", "layer2")
     assert stage_layers(model) == ["layer1", "layer2"]
+
+
+@pytest.mark.parametrize("name", ["readout", "classifier"])
+def test_a_transformers_model_of_ones_own_ends_before_its_logits(name):
+    class Config(PreTrainedConfig):
+        model_type = "ones-own"
+
+    class Own(PreTrainedModel):
+        config_class = Config
+        main_input_name = "pixel_values"
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.body = nn.Conv2d(3, 6, 3)
+            setattr(self, name, nn.Linear(6, config.num_labels))
+            self.post_init()
+
+    model = Own(Config(num_labels=4))
+    assert head_paths(model) == [name]
+    assert last_layer(model) == f"{name}:input"
+    assert last_layer(model, "all") == "body"
+    features = Own(Config(num_labels=5))
+    setattr(features, name, nn.Linear(6, 9))  # no logits: what it gives is a representation
+    assert head_paths(features) == []
 
 
 def test_what_is_not_known_is_said():
