@@ -145,8 +145,8 @@ def _heads(model: nn.Module) -> list[tuple[str, nn.Module]]:
         children = list(model.named_children())
         likely = [(name, child) for name, child in children if name in _HEADS] + children[-1:]
         classes = getattr(config_of(model), "num_labels", None)
-        own = [(n, c) for n, c in likely if isinstance(c, nn.Linear) and c.out_features == classes]
-        return own[:1]
+        own = [name for name, child in likely if isinstance(child, nn.Linear) and child.out_features == classes]
+        return [(name, model.get_submodule(name)) for name in own[:1]]
     named = [(name, getattr(model, name)) for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)]
     if named:
         return named[:1]

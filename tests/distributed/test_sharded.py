@@ -108,7 +108,7 @@ def test_one_process_is_refused(tmp_path):
 def test_deepspeed_is_refused():
     """DeepSpeed itself is not tested."""
     trainer = SimpleNamespace(
-        args=SimpleNamespace(teacher_sharded=True, device=torch.device("cpu")),
+        args=SimpleNamespace(teacher_sharded=True, teacher_offload=False, device=torch.device("cpu")),
         teachers=[Teacher(resnet())],
         is_deepspeed_enabled=True,
     )

@@ -54,7 +54,7 @@ def test_auto_makes_both_grids_equal(tmp_path, teacher, side):
     assert ready.image_size in (None, (side, side))  # None: it was equal already
     found = {}
     tables = trainer.transfer.layers.tables
-    trainer.transfer.layers.tables = lambda s, t, inputs: found.update(s=s, t=t) or tables(s, t, inputs)
+    trainer.transfer.layers.tables = lambda s, t, *more: found.update(s=s, t=t) or tables(s, t, *more)
     assert all(loss > 0 for loss in losses(trainer))
     grid = tuple(found["t"].tensor.shape[2:]) if found["t"].layout == "nchw" else found["t"].grid
     assert grid == found["s"].grid == (4, 4)
