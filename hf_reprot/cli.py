@@ -76,7 +76,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Output folder for the figures and the trained student.")] = Path(
         "demo"
     ),
-    seeds: Annotated[int, typer.Option(help="Number of seeds per method.", min=1)] = 4,
+    seeds: Annotated[int, typer.Option(help="Number of seeds per method.", min=1)] = 2,
     labels: Annotated[int, typer.Option(help="Number of labelled images for the student.", min=10)] = 60,
     steps: Annotated[int, typer.Option(help="Training steps per run.", min=1)] = 100,
 ) -> None:

@@ -242,7 +242,7 @@ def test_every_setting_and_every_command_has_its_row():
     page = hooks.on_page_markdown("<!-- commands -->")
     commands = typer.main.get_command(app).commands
     assert re.findall(r"^## hf-reprot (.*)$", page, flags=re.M) == sorted(commands)
-    assert re.search(r"^\| `--seeds` \| `4` \| \w.* \|$", page, flags=re.M)
+    assert re.search(r"^\| `--seeds` \| `2` \| \w.* \|$", page, flags=re.M)
 
 
 def test_help_with_brackets_is_no_link():

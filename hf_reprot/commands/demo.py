@@ -166,7 +166,7 @@ def spread(values: Sequence[float] | np.ndarray, *, sign: bool = False) -> str:
 
 
 def run_demo(
-    folder: str | Path, *, seeds: int = 4, labels: int = 60, steps: int = 100, jobs: Mapping[str, Job] = JOBS
+    folder: str | Path, *, seeds: int = 2, labels: int = 60, steps: int = 100, jobs: Mapping[str, Job] = JOBS
 ) -> DemoResult:
     """Trains a teacher on handwritten digits, then smaller students on few labels, in two jobs and by several methods.
 
