@@ -22,7 +22,7 @@ from .data.collator import AugmentationEpoch
 from .data.columns import columns_of_student
 from .data.mixing import MIXED
 from .data.preprocessing import Preprocessing
-from .data.seeding import ReadingSeeds, warn_of_streams
+from .data.seeding import ReadingSeeds, seed_of_data, warn_of_streams
 from .features.architecture import head_paths
 from .models.precision import in_training_precision
 from .models.student import as_student
@@ -179,7 +179,7 @@ class OTTransferTrainer(DataTrainer):
         ready_teachers(self)
         self.shares = Shares(self.accelerator, self.label_names, args.device)
         self.add_callback(TransferCallback(self))
-        self.seeds = ReadingSeeds(args.seed if args.data_seed is None else args.data_seed)
+        self.seeds = ReadingSeeds(seed_of_data(args))
         augments = [self.data_collator] if hasattr(self.data_collator, "set_epoch") else []
         self.add_callback(AugmentationEpoch(self.seeds, *augments))
         warn_of_streams(train_dataset, saves=args.save_strategy != "no")

@@ -12,6 +12,7 @@ import torch
 
 from ..config import OTTransferConfig
 from ..data.dataset_columns import is_transformed
+from ..data.seeding import seed_of_data
 from ..features.pairs import LayerPair
 from ..models.loading import commit_of
 from ..models.spec import PARTS, parse_teacher
@@ -109,7 +110,7 @@ def check_data(trainer: Any) -> None:
     count = min(_SAMPLED_ROWS, len(data))
     rows = [data[round(i * (len(data) - 1) / max(count - 1, 1))] for i in range(count)]
     args = trainer.args
-    seed = args.seed if args.data_seed is None else args.data_seed
+    seed = seed_of_data(args)
     last = max(int(-(-args.num_train_epochs // 1)) - 1, 0) if args.max_steps <= 0 else 0
     with torch.random.fork_rng():
         for epoch in dict.fromkeys((last, 0)):  # the collator is left at the epoch that comes first

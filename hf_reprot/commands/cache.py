@@ -9,6 +9,7 @@ from typing import Any
 from ..cache.store import FeatureCache
 from ..config import OTTransferConfig
 from ..data.preprocessing import Preprocessing
+from ..data.seeding import seed_of_data
 from ..features.pairs import match_pairs
 from ..models.spec import parse_teacher
 from ..models.teacher import Teacher
@@ -57,7 +58,7 @@ def cache_recipe(recipe: Recipe, config: OTTransferConfig, options: CacheOptions
         positions=positions,
         tokens=config.ot_tokens,
         epochs=_epochs(recipe, config, options),
-        seed=config.seed if config.data_seed is None else config.data_seed,
+        seed=seed_of_data(config),
         batch_size=config.per_device_train_batch_size,
         shard_rows=options.shard_rows,
         num_workers=config.dataloader_num_workers,

@@ -17,7 +17,7 @@ from .columns import TEACHER_PREFIX
 from .images import fingerprint, open_image
 from .label_reader import LabelReader, is_missing
 from .preprocessing import makes_patches, takes_grey
-from .seeding import seeded
+from .seeding import seed_of_data, seeded
 
 
 class ImageCollator:
@@ -221,6 +221,5 @@ class AugmentationEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         """Before the first batch of an epoch is fetched; in a resumed epoch, too."""
-        seed = args.seed if args.data_seed is None else args.data_seed
         for collator in self.collators:
-            collator.set_epoch(int((state.epoch or 0) + 1e-6), seed=seed)
+            collator.set_epoch(int((state.epoch or 0) + 1e-6), seed=seed_of_data(args))

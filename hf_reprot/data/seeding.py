@@ -37,6 +37,11 @@ def seeded(*what: Any) -> Iterator[None]:
         random.setstate(states[2])
 
 
+def seed_of_data(args: Any) -> int:
+    """What a run's samples and augmentations are drawn with: `data_seed`, or else `seed`, as in `Trainer`."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
 class ReadingSeeds:
     """What rows and batches draw from: the run's seed, the epoch, and which rows they are.
 

@@ -245,9 +245,8 @@ def _image_positions(student: Activation, teacher: Activation, tokens: str) -> t
     if all(layer.layout in ("nlc", "ncl") for layer in layers):
         s, t = student.sequence(), teacher.sequence()
         aligned = s.shape[1] == t.shape[1] and student.prefix == teacher.prefix and student.grid == teacher.grid
-        if (
-            aligned and layers[0].kept is layers[1].kept is None
-        ):  # also where the grid is not known: the same model family, position by position
+        padded = any(layer.kept is not None for layer in layers)
+        if aligned and not padded:  # also where the grid is not known: the same model family, position by position
             start = 0 if tokens == "all" else student.prefix
             return s[:, start:].flatten(0, 1), t[:, start:].flatten(0, 1)
     if tokens == "all" and any(layer.layout in ("nlc", "ncl") and layer.prefix for layer in layers):

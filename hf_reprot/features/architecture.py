@@ -199,9 +199,9 @@ def _last_with_positions(model: nn.Module, normalised: bool = False) -> str:
 
 def _last_of_backbone(base: nn.Module, normalised: bool) -> str:
     children = [(name, child) for name, child in base.named_children() if not _is_empty(child)]
-    late = normalised or getattr(config_of(base), "model_type", "") not in _NORM_AFTER_POOLING
+    family = getattr(config_of(base), "model_type", "")
+    late = (normalised or family not in _NORM_AFTER_POOLING) and family not in _NORM_TWICE
     norms = [name for name, child in children if _is_norm(child) and not name.startswith("pre")]
-    late = late and getattr(config_of(base), "model_type", "") not in _NORM_TWICE
     if norms and late:
         return norms[-1]
     pooler = dict(children).get("pooler")

@@ -14,7 +14,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
 from ..features.architecture import config_of, timm_settings
-from ..models.modules import class_name, is_headless, stated_license
+from ..models.modules import base_of, class_name, is_headless, stated_license
 from ..utils.hub_ids import split_revision
 from .facts import DataFacts, ModelFacts, Start
 from .foreign import text_of
@@ -57,7 +57,7 @@ def start_of(model: nn.Module, declared: str | None = None) -> Start:
         base = getattr(adapter, "base_model_name_or_path", None)
         if base:
             return _start(base, getattr(adapter, "revision", None))
-        model = _inside(model)
+        model = base_of(model)
     config = config_of(model)
     name = getattr(config, "_name_or_path", None)
     if not name or not _was_loaded(model):
@@ -71,7 +71,7 @@ def start_of(model: nn.Module, declared: str | None = None) -> Start:
 
 def model_facts(model: nn.Module, name: str | None = None, **known: Any) -> ModelFacts:
     """Architecture, library and size of a model; `known` fills the other fields."""
-    inner: Any = _inside(model) if _adapter_config(model) is not None else model
+    inner: Any = base_of(model) if _adapter_config(model) is not None else model
     config = config_of(inner)
     architecture, library = class_name(inner), "torch"
     if architecture.startswith("TimmWrapper"):
@@ -138,7 +138,7 @@ def _title(dataset: Any) -> str:
 
 def task_of(model: nn.Module) -> str | None:
     """The Hub's pipeline tag for a model; None where its class does not tell."""
-    inner = _inside(model)
+    inner = base_of(model)
     name = class_name(inner)
     if is_headless(inner) and getattr(inner, "main_input_name", None) == "pixel_values":
         return "image-feature-extraction"
@@ -213,11 +213,6 @@ def _origin(name: str) -> tuple[str, str]:
     except HFValidationError:
         return "unrecorded", folder_name(name)
     return ("hub", repo) if "/" in repo else ("unrecorded", repo)
-
-
-def _inside(model: nn.Module) -> nn.Module:
-    """The model inside PEFT's adapters."""
-    return getattr(model, "get_base_model", lambda: model)()
 
 
 def _adapter_config(model: nn.Module) -> Any | None:

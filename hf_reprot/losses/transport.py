@@ -139,9 +139,9 @@ class RepresentationTransport(nn.Module):
     ) -> LossOutput:
         """One layer pair: see the class."""
         weights, samples = [teacher_weights], [sample_weights]
-        return self.forward_pairs([(student, teacher)], plans=[plan], teacher_weights=weights, sample_weights=samples)[
-            0
-        ]
+        pair = [(student, teacher)]
+        (output,) = self.forward_pairs(pair, plans=[plan], teacher_weights=weights, sample_weights=samples)
+        return output
 
     def forward_pairs(
         self,

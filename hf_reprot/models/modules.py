@@ -44,6 +44,11 @@ def class_name(model: nn.Module) -> str:
     return name.removeprefix("FSDP") if isinstance(model, FSDPModule) else name
 
 
+def base_of(model: Any) -> Any:
+    """The model inside PEFT's adapters; any other as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def names_of(model: nn.Module) -> tuple[str, ...]:
     """Names of what a model's `forward` takes, itself or the model inside an adapter or a compiled module."""
     return forward_parameters(model)[0]
@@ -51,9 +56,7 @@ def names_of(model: nn.Module) -> tuple[str, ...]:
 
 def forward_parameters(model: nn.Module) -> tuple[tuple[str, ...], bool]:
     """(names, whether any other name is taken, too)."""
-    inner: Any = getattr(model, "_orig_mod", model)  # torch.compile
-    if hasattr(inner, "get_base_model"):  # PEFT
-        inner = inner.get_base_model()
+    inner = base_of(getattr(model, "_orig_mod", model))  # torch.compile
     parameters = inspect.signature(inner.forward).parameters.values()
     names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     return names, not names and any(p.kind == p.VAR_KEYWORD for p in parameters)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from ..losses.distillation import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from .modules import class_count
+from .modules import base_of, class_count
 
 # Losses of transformers (`loss_type`) whose form follows the config or the labels, and those with a class per place.
 FOLLOW_LABELS = (
@@ -39,11 +37,6 @@ def problem_of(model: nn.Module, labels: Tensor | None = None) -> str | None:
     if labels is None:
         return None
     return MULTI_LABEL if labels.is_floating_point() else SINGLE_LABEL
-
-
-def base_of(model: Any) -> Any:
-    """The model inside an adapter (PEFT)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def stated_problem(model: nn.Module) -> str | None:

@@ -15,7 +15,7 @@ from ..data.hub_datasets import Dataset
 from ..data.labels import read_labels
 from ..data.tokens import TeacherTokenCollator, pad_token_of
 from ..models.dense import DENSE
-from ..models.modules import class_name, class_names, is_headless
+from ..models.modules import base_of, class_name, class_names, is_headless
 from ..models.teacher import Teacher
 from ..settings.augmentation import PLAIN
 from .labels import check_maps
@@ -132,8 +132,7 @@ def collator_for_images(
 
 def dense_kind(student: Any) -> str | None:
     """ "masks" or "boxes" for a student that answers with these; None for others."""
-    base = student.get_base_model() if hasattr(student, "get_base_model") else student  # PEFT
-    name = class_name(base) if base is not None else ""
+    name = class_name(base_of(student)) if student is not None else ""
     return next((kind for part, kind in _TARGETS.items() if part in name), None)
 
 

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from transformers import EvalPrediction
 
-from ..models.modules import class_count
+from ..models.modules import base_of, class_count
+from ..models.problems import FOLLOW_LABELS
 from ..utils.running import accuracy
 from .collating import dense_kind
 from .dense_metrics import MeanIoU
-
-_ONE_CLASS = ("ForImageClassification", "ForSequenceClassification", "ForVideoClassification", "ForAudioClassification")
 
 
 class DefaultMetrics:
@@ -52,7 +51,7 @@ def settle_default_metrics(trainer: Any) -> None:
     config = getattr(student, "config", None)
     if any(getattr(config, name, False) for name in ("output_hidden_states", "output_attentions")):
         return  # metrics make `Trainer` keep all outputs of an evaluation, and those would not fit into memory
-    base = student.get_base_model() if hasattr(student, "get_base_model") else student  # PEFT
+    base = base_of(student)
     kind = dense_kind(base)
     if kind == "masks" and trainer.args.task_weight > 0:
         ignored = getattr(config, "semantic_loss_ignore_index", 255)
@@ -61,5 +60,5 @@ def settle_default_metrics(trainer: Any) -> None:
         trainer.args.batch_eval_metrics = True  # masks of all images would not fit into memory
     if kind == "boxes":
         trainer.args.prediction_loss_only = True  # boxes of different images cannot be put side by side
-    if getattr(base, "loss_type", None) in _ONE_CLASS:
+    if getattr(base, "loss_type", None) in FOLLOW_LABELS:
         trainer.compute_metrics = DefaultMetrics(trainer)

@@ -13,8 +13,8 @@ from ..config import OTTransferConfig
 from ..data.dataset_columns import features_of, type_text
 from ..data.hub_datasets import Dataset
 from ..losses.distillation import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ..models.modules import class_count
-from ..models.problems import CHOOSE_PER_PLACE, FOLLOW_LABELS, base_of, problem_of
+from ..models.modules import base_of, class_count
+from ..models.problems import CHOOSE_PER_PLACE, FOLLOW_LABELS, problem_of
 
 
 def labels_of(inputs: Mapping[str, Any], needing: str, instead: str) -> Tensor:
